@@ -1,0 +1,79 @@
+"""The union of the clients' synthetic sets: what is kept of it, and training networks on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+from fedstill.bundle import Bundle, Group
+from fedstill.data.shard import Shard
+from fedstill.distill.health import Health
+from fedstill.rounds import Desk, Trained
+from fedstill.train import Fitted, Recipe, fit, predict
+
+__all__ = ["Course", "DistilledSet", "keep", "soften", "study"]
+
+
+class DistilledSet(NamedTuple):
+    """What came of one client's update: images in units of the pixel range, on the CPU; ``latents`` only where kept."""
+
+    client: str
+    synthetic: Shard
+    latents: Group
+    health: Health | None
+
+    @property
+    def sick(self) -> str | None:
+        """Why it is left out of the union; None where it is not."""
+        return None if self.health is None else self.health.sick
+
+    def figures(self, reply: Bundle) -> dict[str, Any]:
+        """The client's line in the round's figures."""
+        figures: dict[str, Any] = {"examples": int(reply.numbers["examples"])}
+        if "loss" in reply.numbers:
+            figures["loss"] = reply.numbers["loss"]
+        return figures if self.health is None else figures | {"matching": asdict(self.health)}
+
+
+def keep(state: Bundle, sets: Sequence[DistilledSet]) -> Bundle:
+    """``state`` with the images of these sets in place of the last round's, and their latents over older ones."""
+    good = [each for each in sets if each.sick is None]
+    images = {
+        f"synthetic:{each.client}": {"images": each.synthetic.images, "labels": each.synthetic.labels} for each in good
+    }
+    latents = {f"latents:{each.client}": each.latents for each in good if each.latents}
+    old = [name for name in state.groups if name.startswith("synthetic:")]
+    return state.drop(*old).put(**images, **latents)
+
+
+class Course(NamedTuple):
+    """One network's training; crosses to a worker process."""
+
+    name: str
+    trained: Trained
+    recipe: Recipe
+    desk: Desk
+
+
+def study(lesson: Shard, courses: Sequence[Course], desk: Desk) -> dict[str, Fitted]:
+    """Train each course's network on ``lesson``, side by side where ``desk.map`` can; by name."""
+    done: dict[str, Fitted] = {}
+    for course, fitted in zip(courses, desk.map(partial(_take, lesson), courses), strict=True):
+        done[course.name] = fitted
+        desk.progress(f"train {course.name}", len(done), len(courses))
+    return done
+
+
+def soften(shard: Shard, teacher: Trained, temperature: float, *, device: str = "cpu") -> Shard:
+    """``shard`` with the teacher's predictions on its clean images as labels: softmax(logits / temperature)."""
+    logits = predict(teacher.module(), shard, device=device)
+    return replace(shard, labels=(logits / temperature).softmax(1))
+
+
+def _take(lesson: Shard, course: Course) -> Fitted:
+    desk = course.desk
+    fitted = fit(course.trained.module(), lesson, course.recipe, seed=desk.seed, device=desk.device)
+    # on the CPU: a worker process cannot hand over a GPU's memory
+    return replace(fitted, tensors={name: tensor.cpu() for name, tensor in fitted.tensors.items()})

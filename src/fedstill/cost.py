@@ -1,0 +1,184 @@
+"""What a run will cost, before it starts: bytes and parameters counted, time from one timed step of each phase."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedstill.bundle import Bundle
+from fedstill.errors import RunError
+from fedstill.evaluate import accuracies
+from fedstill.experiment import Experiment, Parts
+from fedstill.rounds import Algorithm, Desk, Reply, Site, cohort_size
+from fedstill.runtime import peak_memory, pick_device, prepare
+from fedstill.seeds import Seed
+
+__all__ = ["Cost", "estimate"]
+
+TIMED_STEPS = 3
+"""Distillation steps in the longer of two timed tries; what both have in common (start, end, setting up) cancels."""
+
+TIMED_CLIENTS = 10
+"""Clients whose sets make up the union of a timed epoch, at most."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate.
+
+    Attributes:
+        histogram: images a class by client.
+        classes: their names.
+        parameters: trainable numbers by network.
+        cohort: clients asked in a round.
+        rounds: in all.
+        bytes_down, bytes_up: payload of a round, without scoring.
+        bytes_scoring: payload of a round's validation.
+        seconds: of a round, by phase, spread over the workers.
+        memory: peak of a process that did one small step of everything, in bytes; None where the system does not tell.
+        workers: processes; each takes about ``memory``.
+    """
+
+    histogram: Mapping[str, Sequence[int]]
+    classes: Sequence[str]
+    parameters: Mapping[str, int]
+    cohort: int
+    rounds: int
+    bytes_down: int
+    bytes_up: int
+    bytes_scoring: int
+    seconds: Mapping[str, float]
+    memory: int | None
+    workers: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.rounds * (self.bytes_down + self.bytes_up + self.bytes_scoring)
+
+    @property
+    def total_seconds(self) -> float:
+        return self.rounds * sum(self.seconds.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            **dataclasses.asdict(self),
+            "total_bytes": self.total_bytes,
+            "total_seconds": self.total_seconds,
+        }
+
+
+def estimate(experiment: Experiment) -> Cost:
+    """Build ``experiment``, take one step of each phase, and multiply.
+
+    Phases are shrunk by the algorithm's own fields (``epochs``, ``distill_steps``, ``global_epochs``), where it has them.
+
+    Raises:
+        InputError: the experiment cannot be run.
+        RunError: its first step fails.
+    """
+    prepare(experiment.threads)
+    device = pick_device(experiment.engine.device)
+    parts = experiment.build()
+    asked = cohort_size(parts.cohort, tuple(parts.sites), experiment.quorum)
+    workers = experiment.engine.workers
+    desk = Desk(Seed.root(experiment.seed).at("dry"), device=device)
+    client, site = _middle(parts.sites)
+    algorithm = _shrunk(parts.algorithm, epochs=1, distill_steps=1, global_epochs=1, conditioning=False, retries=0)
+    inbox = algorithm.broadcast(parts.start, client)
+
+    local = _timed_local(algorithm, inbox, site, client, desk)
+    examples = sum(len(each.train) for each in parts.sites.values()) / len(parts.sites) * asked
+    epochs = getattr(parts.algorithm, "epochs", 1)
+    seconds = {"clients": local.per_image * examples * epochs / min(workers, asked)}
+    seconds |= _server(parts, algorithm, local.reply, desk, asked=asked, workers=workers)
+    models = parts.algorithm.models(parts.start)
+    began = time.perf_counter()
+    accuracies(models, parts.data.test, device=device)
+    seconds["evaluate"] = time.perf_counter() - began
+
+    validating = sum(1 for each in parts.sites.values() if len(each.validation))
+    scored = sum(tensor.nbytes for tensor in parts.start.groups.get("model", {}).values())
+    return Cost(
+        histogram={name: each.train.histogram() for name, each in parts.sites.items()},
+        classes=parts.world.classes,
+        parameters={
+            name: sum(parameter.numel() for parameter in trained.module().parameters())
+            for name, trained in models.items()
+        },
+        cohort=asked,
+        rounds=experiment.rounds,
+        bytes_down=asked * inbox.nbytes,
+        bytes_up=asked * local.reply.bundle.nbytes,
+        bytes_scoring=validating * scored,
+        seconds=seconds,
+        memory=peak_memory(),
+        workers=workers,
+    )
+
+
+@dataclass(frozen=True)
+class _Local:
+    reply: Reply
+    per_image: float
+
+
+def _timed_local(algorithm: Algorithm, inbox: Bundle, site: Site, client: str, desk: Desk) -> _Local:
+    """One epoch over one batch, after one that warms up."""
+    batch = min(len(site.train), getattr(algorithm, "batch", len(site.train)))
+    small = dataclasses.replace(site, train=site.train.take(range(batch)))
+    algorithm.local(inbox, small, Bundle(), desk)
+    began = time.perf_counter()
+    bundle, _ = algorithm.local(inbox, small, Bundle(), desk)
+    seconds = time.perf_counter() - began
+    if not bundle.finite():
+        raise RunError("the first local step gives numbers that are not finite: use a smaller algorithm.lr")
+    return _Local(Reply(client, bundle.detached()), seconds / batch)
+
+
+def _server(
+    parts: Parts, algorithm: Algorithm, reply: Reply, desk: Desk, *, asked: int, workers: int
+) -> dict[str, float]:
+    """Seconds of aggregation: distilling and training where the algorithm reports them, else folding the replies.
+
+    What every length has in common (setting up, scores at start and end) is told from what a step or an epoch adds.
+    """
+
+    def timed(replies: Sequence[Reply], **fields: int) -> Mapping[str, float]:
+        shorter = dataclasses.replace(algorithm, **fields)  # type: ignore[type-var]
+        began = time.perf_counter()
+        figures = shorter.aggregate(parts.start, replies, desk).figures
+        return {"server": time.perf_counter() - began, **figures.get("seconds", {})}
+
+    first = timed([reply])
+    if "distil" not in first:
+        return {"server": first["server"] * asked}
+    steps, epochs = (getattr(parts.algorithm, name, 0) for name in ("distill_steps", "global_epochs"))
+    distil = first["distil"]
+    if steps:
+        per_step = max(0.0, timed([reply], distill_steps=TIMED_STEPS)["distil"] - distil) / (TIMED_STEPS - 1)
+        distil += per_step * (steps - 1 + 2 * getattr(parts.algorithm, "conditioning", False))
+    # undistilled sets train as long as distilled ones, and none of them can fail
+    few = [Reply(client, reply.bundle) for client in list(parts.sites)[: min(asked, TIMED_CLIENTS)]]
+    once, twice = (timed(few, distill_steps=0, global_epochs=count)["train"] for count in (1, 2))
+    per_epoch = max(0.0, twice - once) * asked / len(few)
+    networks = len(parts.algorithm.models(parts.start))
+    return {
+        "distil": distil * math.ceil(asked / workers),
+        "train": (once + per_epoch * (epochs - 1)) / min(workers, networks),
+    }
+
+
+def _shrunk(algorithm: Algorithm, **fields: int) -> Algorithm:
+    """The same with these fields where it has them; a zero stays, for it switches a phase off."""
+    present = {name: value for name, value in fields.items() if getattr(algorithm, name, 0)}
+    return dataclasses.replace(algorithm, **present)  # type: ignore[type-var]
+
+
+def _middle(sites: Mapping[str, Site]) -> tuple[str, Site]:
+    """The client of median size."""
+    return sorted(sites.items(), key=lambda item: len(item[1].train))[len(sites) // 2]

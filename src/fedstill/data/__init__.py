@@ -1,0 +1,1 @@
+"""Images in, shards out: loading, partitioning, augmenting."""

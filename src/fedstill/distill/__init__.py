@@ -1,0 +1,1 @@
+"""Distillation: a canvas pulled by a matcher."""

@@ -1,0 +1,391 @@
+"""An experiment: TOML in, frozen and validated settings, and from them the parts of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_type_hints
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, create_model
+
+from fedstill.algorithms import ALGORITHMS
+from fedstill.bundle import Bundle
+from fedstill.data.partition import Partition, PartitionSettings, hold_out, partition
+from fedstill.data.shard import Shard
+from fedstill.data.sources import DataSettings, Loaded, load
+from fedstill.errors import InputError
+from fedstill.generators import PRIORS
+from fedstill.generators.files import prior_hash
+from fedstill.models.architecture import Architecture
+from fedstill.models.choice import Choice, NetworkChoice
+from fedstill.rounds import CLIENT_NAME, Algorithm, Desk, Site, World, cohort_size
+from fedstill.seeds import Seed
+from fedstill.settings import options, override, read_toml, toml_table, validated
+from fedstill.tables import resolve
+
+__all__ = ["EngineSettings", "Experiment", "Method", "OutputSettings", "Parts", "starter"]
+
+POOLED = "pooled"
+_DEFAULT_NAMES: Mapping[str, str] = {"model": "convnet", "algorithm": "feddgm"}
+PROVENANCE = "provenance"
+
+
+@dataclass(frozen=True)
+class Method:
+    """An algorithm as an experiment file names it: ``name``, and its own options, validated from its annotations."""
+
+    name: str
+    options: BaseModel
+
+    @classmethod
+    def parse(cls, table: Any) -> Method:
+        """From the ``[algorithm]`` table.
+
+        Raises:
+            InputError: the name is unknown, the user's own factory is no dataclass, or an option is wrong.
+        """
+        if isinstance(table, Method):
+            return table
+        if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
+            raise InputError(f"algorithm: must be a table with a name, one of {', '.join(sorted(ALGORITHMS))}")
+        name = table["name"]
+        given = {key: value for key, value in table.items() if key != "name"}
+        for key, value in _fixed(name).items():
+            if key in given:
+                raise InputError(f"algorithm.{key} = {given[key]!r}: '{name}' fixes it at {value!r}; remove this key")
+        return cls(name, validated(_options_model(name), given, where="algorithm"))
+
+    @property
+    def pooled(self) -> bool:
+        """Whether all data lie on one site."""
+        return self.name in ALGORITHMS and ALGORITHMS[self.name].pooled
+
+    def build(self, world: World) -> Algorithm:
+        """The algorithm itself."""
+        return cast(Algorithm, self.factory(world=world, **self.fields()))
+
+    @property
+    def factory(self) -> Any:
+        """The algorithm's dataclass."""
+        return _factory(self.name)
+
+    def fields(self) -> dict[str, Any]:
+        """All its fields but ``world``."""
+        given = {name: getattr(self.options, name) for name in type(self.options).model_fields}
+        return {**given, **_fixed(self.name)}
+
+    def table(self) -> dict[str, Any]:
+        """Plain values, every default written out."""
+        return {"name": self.name, **self.options.model_dump(mode="json")}
+
+
+def _fixed(name: str) -> Mapping[str, Any]:
+    return ALGORITHMS[name].fixed if name in ALGORITHMS else {}
+
+
+def _factory(name: str) -> Any:
+    factory = resolve({known: entry.factory for known, entry in ALGORITHMS.items()}, name, "algorithm.name")
+    if not (isinstance(factory, type) and dataclasses.is_dataclass(factory)):
+        raise InputError(f"algorithm.name = '{name}': it must be a frozen dataclass with a field 'world'")
+    return factory
+
+
+@cache
+def _options_model(name: str) -> type[BaseModel]:
+    """A pydantic model of the algorithm's fields, less ``world`` and those that its name fixes."""
+    factory = _factory(name)
+    try:
+        hints = get_type_hints(factory, include_extras=True)
+    except NameError as error:
+        raise InputError(f"algorithm.name = '{name}': its annotations cannot be read ({error})") from error
+    fields: dict[str, Any] = {}
+    for each in dataclasses.fields(factory):
+        if each.name == "world" or each.name in _fixed(name) or not each.init:
+            continue
+        default: Any = each.default
+        if each.default_factory is not dataclasses.MISSING:
+            default = Field(default_factory=each.default_factory)
+        elif each.default is dataclasses.MISSING:
+            default = ...
+        fields[each.name] = (hints[each.name], default)
+    config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+    return create_model("Options", __config__=config, **fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """The ``[engine]`` table: where the work is done. It never changes a result, and is no part of an experiment's identity."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    kind: Annotated[Literal["local"], Field(description="local = clients in this machine's memory")] = "local"
+    workers: Annotated[int, Field(ge=1, le=1024, description="processes that share the work")] = 1
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"],
+        Field(description="auto | cpu | cuda | mps; auto takes the best there is"),
+    ] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    """The ``[output]`` table: what a run keeps."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    keep_synthetic: Annotated[
+        int, Field(ge=1, description="newest rounds whose distilled sets are kept, beside the first round's")
+    ] = 2
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of.
+
+    Attributes:
+        algorithm: the method, ready.
+        sites: data by client; one pooled site for a ceiling.
+        world: network, classes, normalisation.
+        data: all images, clean test images among them.
+        partition: who holds what.
+        validation: rows of each client's that are kept out of training.
+        cohort: clients a round, as :func:`fedstill.rounds.rounds` takes it.
+        start: the server's state before the first round.
+        identity: all that decides the run's results, by name: equal identities, equal results.
+    """
+
+    algorithm: Algorithm
+    sites: Mapping[str, Site]
+    world: World
+    data: Loaded
+    partition: Partition
+    validation: Mapping[str, tuple[int, ...]]
+    cohort: float | int
+    start: Bundle
+    identity: Mapping[str, Any]
+
+
+def _cohort_range(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"cohort = {value!r}: must be a fraction such as 0.5, or a number of clients")
+    if (isinstance(value, float) and not 0 < value <= 1) or value <= 0:
+        raise InputError(f"cohort = {value}: must be above 0; a fraction such as 0.5 is at most 1.0")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """All settings of a run."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    name: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$", description="of the run; its folder is runs/<name>")
+    ] = "experiment"
+    seed: Annotated[int, Field(ge=0, description="of every random number")] = 0
+    rounds: Annotated[int, Field(ge=1, description="number of the last round")] = 5
+    cohort: Annotated[
+        float | int,
+        PlainValidator(_cohort_range),
+        Field(description="clients asked in a round: a fraction (1.0 = all), or a number"),
+    ] = 1.0
+    quorum: Annotated[int, Field(ge=1, description="fewer usable replies than this leave the model as it was")] = 1
+    threads: Annotated[
+        int, Field(ge=1, le=1024, description="compute threads of a piece of work; they change the last bits of a sum")
+    ] = 1
+    data: DataSettings = field(default_factory=DataSettings)
+    partition: PartitionSettings = field(default_factory=PartitionSettings)
+    model: NetworkChoice = field(default_factory=lambda: Choice(_DEFAULT_NAMES["model"]))
+    algorithm: Annotated[Method, PlainValidator(Method.parse)] = field(
+        default_factory=lambda: Method.parse({"name": _DEFAULT_NAMES["algorithm"]})
+    )
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    output: OutputSettings = field(default_factory=OutputSettings)
+
+    @classmethod
+    def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+        """From a TOML file, with ``a.b=VALUE`` settings put in.
+
+        Raises:
+            InputError: the file cannot be read, is not TOML, or says something that no experiment can.
+        """
+        path = Path(path)
+        table = read_toml(path)
+        try:
+            return cls.from_table(override(table, overrides))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> Experiment:
+        """From a table as TOML would give it. ``[provenance]``, which a run adds to its own copy, is passed over.
+
+        Raises:
+            InputError: an unknown key or name, a wrong type, a value out of range.
+        """
+        given = {key: value for key, value in table.items() if key != PROVENANCE}
+        for key, name in _DEFAULT_NAMES.items():  # so that model.width = 32 alone is enough
+            if isinstance(given.get(key), Mapping):
+                given[key] = {"name": name, **given[key]}
+        found = validated(cls, given)
+        # the data will decide what stands here; names and options of the network can be judged without them
+        options = found._architecture(channels=1, size=(32, 32), classes=2).resolved().options
+        return replace(found, model=replace(found.model, options=options))
+
+    def to_toml(self, provenance: Mapping[str, str] | None = None) -> str:
+        """The file that :meth:`read` reads, every default written out, descriptions as comments."""
+        return "\n".join(self._lines(provenance)) + "\n"
+
+    def _lines(self, provenance: Mapping[str, str] | None) -> Iterator[str]:
+        plain = {key: value for key in _SCALARS if (value := getattr(self, key)) is not None}
+        yield from toml_table(plain, options(Experiment))
+        for name in ("data", "partition"):
+            yield from ("", f"[{name}]")
+            settings = getattr(self, name)
+            yield from toml_table(asdict(settings), options(type(settings)))
+        yield from ("", "[model]")
+        yield from toml_table(self.model.flat(), [])
+        yield from ("", "[algorithm]")
+        yield from toml_table(self.algorithm.table(), options(type(self.algorithm.options)))
+        for name in ("engine", "output"):
+            yield from ("", f"[{name}]")
+            settings = getattr(self, name)
+            yield from toml_table(asdict(settings), options(type(settings)))
+        if provenance is not None:
+            yield from ("", f"[{PROVENANCE}]")
+            yield from toml_table(provenance, [])
+
+    def anchored(self) -> Experiment:
+        """The same with absolute paths, so that a run's own copy can be read from any folder."""
+        data = self.data
+        if data.source != "hub":
+            data = replace(data, path=_absolute(data.path), test=_absolute(data.test))
+        options = self.algorithm.options
+        files = {key: _absolute(value) for key, value in options if _is_prior_file(value)}
+        return replace(self, data=data, algorithm=replace(self.algorithm, options=options.model_copy(update=files)))
+
+    def build(self) -> Parts:
+        """Load the data, deal it, build the network and the algorithm; all that can be refused is refused here.
+
+        Raises:
+            InputError: whatever of data, partition, network and algorithm does not fit together; one sentence.
+        """
+        root = Seed.root(self.seed)
+        loaded = load(self.data, root.at("data"))
+        train = loaded.train
+        dealt = partition(self.partition, train, loaded.train_groups, root.at("partition"))
+        architecture = self._architecture(channels=train.channels, size=train.size, classes=len(train.classes))
+        architecture.check()
+        world = World(architecture.resolved(), train.classes, train.normalisation)
+        algorithm = self.algorithm.build(world)
+        rows = self._held_out(train, dealt, root.at("validation"))
+        sites = self._sites(train, rows)
+        cohort = 1.0 if self.algorithm.pooled else self.cohort
+        cohort_size(cohort, tuple(sites), self.quorum)
+        start = algorithm.init(tuple(sites), Desk(root.at("run", "init"))).detached()
+        for name in algorithm.models(start):
+            if not CLIENT_NAME.fullmatch(name):
+                raise InputError(f"the network '{name}' names a file: use 1 to 64 letters, digits, '.', '_' or '-'")
+        return Parts(
+            algorithm=algorithm,
+            sites=sites,
+            world=world,
+            data=loaded,
+            partition=dealt,
+            validation={client: held for client, (_, held) in rows.items()},
+            cohort=cohort,
+            start=start,
+            identity=self._identity(loaded, dealt),
+        )
+
+    def _architecture(self, *, channels: int, size: tuple[int, int], classes: int) -> Architecture:
+        return Architecture(
+            name=self.model.name,
+            channels=channels,
+            size=size,
+            classes=classes,
+            options=self.model.options,
+            key="model",
+        )
+
+    def _held_out(
+        self, train: Shard, dealt: Partition, seed: Seed
+    ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Rows for training and for validation, by client."""
+        rows = {
+            client: hold_out(train, held, self.partition.validation, seed.at(client))
+            for client, held in dealt.clients.items()
+        }
+        for client, (kept, _) in rows.items():
+            if not kept:
+                raise InputError(f"partition: client '{client}' has no training image; give fewer clients or more data")
+        return rows
+
+    def _sites(self, train: Shard, rows: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> dict[str, Site]:
+        none = train.take([])
+        if self.algorithm.pooled:
+            pooled = [sorted(row for pair in rows.values() for row in pair[side]) for side in (0, 1)]
+            return {POOLED: Site(train.take(pooled[0]), train.take(pooled[1]), none)}
+        return {client: Site(train.take(kept), train.take(held), none) for client, (kept, held) in rows.items()}
+
+    def _identity(self, loaded: Loaded, dealt: Partition) -> dict[str, Any]:
+        settings = {
+            "seed": self.seed,
+            "cohort": self.cohort,
+            "quorum": self.quorum,
+            "threads": self.threads,
+            **{f"partition.{key}": value for key, value in asdict(self.partition).items()},
+            **{f"model.{key}": value for key, value in self.model.flat().items()},
+            **{f"algorithm.{key}": value for key, value in self.algorithm.table().items()},
+            "images and labels": _digest(loaded),
+            "who holds what": dealt.hash,
+        }
+        # a prior is part of the experiment by what its file holds, not by where it lies or what it is called
+        for key, value in settings.items():
+            if key.startswith("algorithm.") and (_is_prior_file(value) or _is_shipped(value)):
+                settings[key] = prior_hash(value)
+        identity: dict[str, Any] = json.loads(json.dumps(settings))
+        return identity
+
+
+_SCALARS = ("name", "seed", "rounds", "cohort", "quorum", "threads")
+
+
+def starter(method: str) -> Experiment:
+    """Where a user begins: ``method`` on the digits that scikit-learn brings.
+
+    Raises:
+        InputError: the method is unknown.
+    """
+    name = method.rpartition(":")[2].lower()
+    more = ALGORITHMS[method].starter if method in ALGORITHMS else {}
+    return Experiment.from_table(
+        {"name": f"{name}-digits", "data": {"size": 16}, "algorithm": {"name": method, **more}}
+    )
+
+
+def _is_prior_file(value: Any) -> bool:
+    return isinstance(value, str) and value.endswith(".safetensors") and Path(value).is_file()
+
+
+def _is_shipped(value: Any) -> bool:
+    return isinstance(value, str) and value in PRIORS
+
+
+def _absolute(path: str | None) -> str | None:
+    return str(Path(path).absolute()) if path is not None and Path(path).exists() else path
+
+
+def _digest(loaded: Loaded) -> str:
+    digest = hashlib.sha256()
+    for shard in (loaded.train, loaded.test):
+        for tensor in (shard.images, shard.labels):
+            digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(torch.as_tensor(tensor).contiguous().numpy().tobytes())
+        digest.update(json.dumps([shard.classes, asdict(shard.normalisation)]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,117 @@
+"""A run's folder: what it is called there, whether a run may write into it, and the lock while one does."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedstill.errors import InputError, RunError
+from fedstill.experiment import PROVENANCE
+from fedstill.settings import read_toml
+
+__all__ = [
+    "EXPERIMENT",
+    "FAILURES",
+    "LOCK",
+    "METRICS",
+    "OURS",
+    "PARTITION",
+    "REPORT",
+    "SUMMARY",
+    "check",
+    "clear",
+    "locked",
+    "remove",
+    "resume_command",
+]
+
+EXPERIMENT, METRICS, PARTITION, SUMMARY, REPORT, FAILURES, LOCK = (
+    "experiment.toml",
+    "metrics.jsonl",
+    "partition.json",
+    "summary.json",
+    "report.html",
+    "failures.log",
+    ".lock",
+)
+OURS = ("checkpoints", "memory", "synthetic", "models", REPORT, SUMMARY, METRICS, PARTITION, FAILURES, EXPERIMENT)
+"""What a run writes, in the order in which it is removed: without its experiment, a folder holds no run."""
+
+
+def resume_command(out: Path) -> str:
+    """What a user types to continue the run in ``out``."""
+    return f"fedstill resume {out}"
+
+
+def check(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """That a run may begin in ``out``, be continued there, or take the place of the one that it holds.
+
+    Raises:
+        InputError: it may not; the sentence says what to do instead.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: give a folder with --out")
+    if not (out / EXPERIMENT).exists():
+        if resume:
+            raise InputError(f"{out} holds no run to resume: there is no {EXPERIMENT} in it")
+        if foreign := [name for name in OURS if (out / name).exists()]:
+            raise InputError(f"{out} holds '{foreign[0]}' but no run, as {EXPERIMENT} is missing: give another --out")
+    elif overwrite:
+        if PROVENANCE not in read_toml(out / EXPERIMENT):
+            raise InputError(f"{out / EXPERIMENT} was written by no run, so it is not overwritten: give another --out")
+    elif not resume:
+        raise InputError(
+            f"{out} already holds a run: continue it with  {resume_command(out)} , give another --out, or --overwrite it"
+        )
+
+
+def clear(out: Path) -> None:
+    """Remove a run, and nothing that no run has written."""
+    for name in OURS:
+        remove(out / name)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there.
+
+    Raises:
+        RunError: the system refuses.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot remove {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def locked(out: Path, *, note: Callable[[str], None]) -> Iterator[None]:
+    """Keep other runs out of ``out``, which is made where it is missing. A killed process keeps nobody out.
+
+    Raises:
+        InputError: another run is at work there.
+        RunError: the folder cannot be written to.
+    """
+    try:
+        import fcntl
+    except ImportError:  # as on Windows
+        note(f"no lock on {out}: this system has none of the kind, so let no second run write there")
+        yield
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / LOCK).open("wb")
+    except OSError as error:
+        raise RunError(f"cannot write to {out}: {error.strerror or error}; choose another folder") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another run is at work in {out}: wait for it, or give another folder") from error
+        except OSError as error:
+            note(f"no lock on {out} ({error.strerror or error}): let no second run write there")
+        yield

@@ -1,0 +1,97 @@
+"""Generators: what a latent becomes an image through. Pixels, shipped priors, priors of one's own.
+
+A generator is a torch module with the attributes ``depth``, ``channels``, ``size`` and ``classes`` and the methods
+``draw``, ``lift`` and ``render``; :class:`~fedstill.generators.style.StyleGenerator` is one to read. Reading this table
+imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from fedstill.errors import InputError, unknown
+from fedstill.tables import resolve
+
+if TYPE_CHECKING:
+    from fedstill.data.shard import Normalisation
+
+__all__ = ["PRIORS", "build_generator"]
+
+PRIORS: Mapping[str, str] = MappingProxyType({"digits": "digits.safetensors"})
+"""Shipped priors: name → file in ``fedstill/generators/priors``; a model card of the same name lies beside it."""
+
+
+def build_generator(
+    name: str,
+    *,
+    channels: int,
+    size: tuple[int, int],
+    normalisation: Normalisation,
+    classes: int,
+    truncation: float = 1.0,
+    key: str = "algorithm.generator",
+) -> Any:
+    """The generator that ``name`` stands for, checked against the data it is to make images like.
+
+    Args:
+        name: ``"pixels"``; a shipped prior (:data:`PRIORS`); the path of a ``.safetensors`` prior; or a user's own
+            ``package.module:factory``, called with ``channels``, ``size``, ``normalisation`` and ``classes`` by name.
+        channels: channels of the data's images.
+        size: their height and width in pixels.
+        normalisation: that of the data.
+        classes: number of the data's classes.
+        truncation: ψ of a prior, shipped or in a file; 1 switches it off.
+        key: where the user wrote ``name``; errors quote it.
+
+    Raises:
+        InputError: the name is unknown, the file cannot be read, or the generator does not fit the data or knows no
+            truncation.
+    """
+    is_prior = name in PRIORS or name.endswith(".safetensors")
+    if truncation != 1 and not is_prior:
+        raise InputError(f"{key} = '{name}' knows no truncation: leave it at 1, or choose a prior")
+    if name == "pixels":
+        from fedstill.generators.pixels import Pixels
+
+        return Pixels(channels, size, normalisation)
+    if is_prior:
+        from fedstill.generators.files import load_prior
+
+        generator: Any = load_prior(name, truncation=truncation)
+    elif ":" in name:
+        factory = resolve({}, name, key)
+        generator = factory(channels=channels, size=size, normalisation=normalisation, classes=classes)
+        missing = [part for part in _PARTS if not hasattr(generator, part)]
+        if missing:
+            raise InputError(
+                f"{key} = '{name}': what it built has no '{missing[0]}'; a generator has {', '.join(_PARTS)}"
+            )
+    else:
+        raise unknown(key, name, ["pixels", *PRIORS])
+    _check_fit(generator, f"{key} = '{name}'", channels=channels, size=size, classes=classes)
+    return generator
+
+
+_PARTS = ("depth", "channels", "size", "classes", "draw", "lift", "render")
+
+
+def _check_fit(generator: Any, where: str, *, channels: int, size: tuple[int, int], classes: int) -> None:
+    height, width = generator.size
+    if (height, width) != tuple(size):
+        wanted = f"data.size = {height}" if height == width else f"images of {height} x {width}"
+        raise InputError(
+            f"{where} makes images of {height} x {width} pixels and the data's are {size[0]} x {size[1]}: "
+            f"set {wanted}, or choose another generator"
+        )
+    if generator.channels != channels:
+        raise InputError(
+            f"{where} makes images of {generator.channels} channels and the data's have {channels}: "
+            f"set data.channels = {generator.channels}, or choose another generator"
+        )
+    if generator.classes is not None and generator.classes != classes:
+        raise InputError(
+            f"{where} knows {generator.classes} classes and the data has {classes}: choose another generator, "
+            "'pixels', or train a prior on public images of the data's classes"
+        )

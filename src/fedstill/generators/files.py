@@ -1,0 +1,149 @@
+"""Priors as files: safetensors whose metadata says all that is needed to rebuild and to judge them.
+
+Nothing is unpickled. The metadata holds one JSON object under ``fedstill``: ``format``, ``version``, ``options`` (of
+:class:`~fedstill.generators.style.StyleOptions`) and ``card`` (class names, what it was trained on, the recipe).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fedstill.errors import InputError, RunError
+from fedstill.files import write_bytes
+from fedstill.generators import PRIORS
+from fedstill.generators.style import StyleGenerator, StyleOptions
+
+__all__ = ["load_prior", "prior_hash", "read_card", "save_prior"]
+
+_FORMAT = "fedstill.prior"
+_VERSION = 1
+_KEY = "fedstill"
+
+
+def save_prior(path: Path, generator: StyleGenerator, card: Mapping[str, Any], *, half: bool = True) -> None:
+    """Write ``generator`` and its ``card`` (JSON values) to ``path``, whole or not at all.
+
+    ``half`` stores float16: half the size, and images that differ by about one of 256 grey levels at most.
+
+    Raises:
+        RunError: a weight leaves float16's range, or the file cannot be written.
+    """
+    dtype = torch.float16 if half else torch.float32
+    tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in generator.state_dict().items()}
+    if not _finite(tensors):
+        raise RunError(
+            f"{path} is not written: a weight is not finite, or too large for half precision; set half = false"
+        )
+    head = {"format": _FORMAT, "version": _VERSION, "options": asdict(generator.options), "card": dict(card)}
+    write_bytes(path, save(tensors, {_KEY: json.dumps(head, allow_nan=False)}))
+
+
+def load_prior(path_or_name: str | Path, *, truncation: float = 1.0) -> StyleGenerator:
+    """A frozen generator in float32 on the CPU, from a file or a shipped prior's name.
+
+    Raises:
+        InputError: the file is missing, damaged, no prior, of a newer format, or its weights are not finite.
+    """
+    content, source = _content(path_or_name)
+    head = _head(content, source)
+    options = _options(head, source)
+    try:
+        tensors = {name: tensor.float() for name, tensor in load(content).items()}
+    except SafetensorError as error:
+        raise InputError(f"{source} is damaged ({error}): fetch or train it again") from error
+    if not _finite(tensors):
+        raise InputError(f"{source} holds weights that are not finite: fetch or train it again")
+    with torch.device("meta"):  # no memory is taken for what the file may only claim
+        generator = StyleGenerator(options, truncation=truncation)
+    _check_shapes(generator.state_dict(), tensors, source)
+    generator.load_state_dict(tensors, assign=True)
+    return generator.requires_grad_(False).eval()
+
+
+def read_card(path_or_name: str | Path) -> dict[str, Any]:
+    """The card of a prior: class names, what it was trained on, the recipe.
+
+    Raises:
+        InputError: the file is missing, damaged, no prior, or of a newer format.
+    """
+    content, source = _content(path_or_name)
+    return cast(dict[str, Any], _head(content, source)["card"])
+
+
+def prior_hash(path_or_name: str | Path) -> str:
+    """SHA-256 of a prior's file, the user's own or a shipped one.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    return hashlib.sha256(_content(path_or_name)[0]).hexdigest()
+
+
+def _content(path_or_name: str | Path) -> tuple[bytes, str]:
+    try:
+        if isinstance(path_or_name, str) and path_or_name in PRIORS:
+            source = f"the shipped prior '{path_or_name}'"
+            return files("fedstill.generators").joinpath("priors", PRIORS[path_or_name]).read_bytes(), source
+        return Path(path_or_name).read_bytes(), str(path_or_name)
+    except OSError as error:
+        known = ", ".join(f"'{name}'" for name in PRIORS)
+        raise InputError(
+            f"cannot read the prior {path_or_name}: {error.strerror or error}; give the path of a prior's file, "
+            f"or a shipped one's name: {known}"
+        ) from error
+
+
+def _head(content: bytes, source: str) -> dict[str, Any]:
+    no_prior = f"{source} is damaged or not a prior of fedstill: give a file that 'fedstill prior' wrote"
+    try:
+        size = int.from_bytes(content[:8], "little")
+        head = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][_KEY])
+        kind, version = head["format"], int(head["version"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(no_prior) from error
+    if kind != _FORMAT:
+        raise InputError(no_prior)
+    if version > _VERSION:
+        raise InputError(
+            f"{source} has format version {version} and this fedstill reads up to {_VERSION}: upgrade fedstill"
+        )
+    if not isinstance(head.get("card"), dict):
+        raise InputError(no_prior)
+    return cast(dict[str, Any], head)
+
+
+def _options(head: Mapping[str, Any], source: str) -> StyleOptions:
+    try:
+        return TypeAdapter(StyleOptions).validate_python(head.get("options"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except InputError as error:
+        reason = str(error)
+    raise InputError(f"{source} describes a network that fedstill cannot build ({reason})")
+
+
+def _finite(tensors: Mapping[str, Tensor]) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+
+
+def _check_shapes(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
+    for name in sorted(wanted.keys() | found.keys()):
+        there = tuple(found[name].shape) if name in found else None
+        due = tuple(wanted[name].shape) if name in wanted else None
+        if there != due:
+            raise InputError(
+                f"{source} does not fit its own description: '{name}' is {there}, not {due}; fetch it again"
+            )

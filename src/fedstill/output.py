@@ -1,0 +1,76 @@
+"""Pieces of a run's folder: lines that survive a crash, distilled sets and their pictures."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from fedstill.bundle import Bundle, Group
+from fedstill.data.grid import grid
+from fedstill.errors import RunError
+from fedstill.files import aside, numbered, round_stem
+
+__all__ = ["append_line", "save_synthetic", "whole_lines"]
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to ``path`` and see it to the disk.
+
+    Raises:
+        RunError: the disk refuses it.
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
+        ) from error
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of ``path`` that end as lines do; what a crash cut short is left out."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def save_synthetic(folder: Path, number: int, state: Bundle, *, classes: tuple[str, ...], keep: int) -> None:
+    """Write the distilled sets of a round, a picture a client with a row a class; drop old ones, but never the first.
+
+    A state without distilled sets leaves nothing.
+    """
+    sets = state.members("synthetic")
+    if not sets:
+        return
+    stem = round_stem(number)
+    for client, group in sets.items():
+        save_sheet(folder / stem / f"{client}.png", group, classes)
+    Bundle().put(**{f"synthetic:{client}": group for client, group in sets.items()}).save(
+        folder / f"{stem}.safetensors"
+    )
+    for old in numbered(folder, ".safetensors")[1:-keep]:
+        shutil.rmtree(folder / round_stem(old), ignore_errors=True)
+        (folder / f"{round_stem(old)}.safetensors").unlink(missing_ok=True)
+
+
+def save_sheet(path: Path, group: Group, classes: tuple[str, ...]) -> None:
+    """A picture of labelled images, a row a class; rows that are shorter than the longest end in white."""
+    images, labels = group["images"], group["labels"]
+    present = sorted(set(labels.tolist()))
+    rows = [images[labels == label] for label in present]
+    columns = max(map(len, rows))
+    full = [torch.cat([row, row.new_ones(columns - len(row), *row.shape[1:])]) for row in rows]
+    sheet = grid(
+        torch.cat(full),
+        columns=columns,
+        scale=max(1, round(48 / images.shape[-1])),
+        row_labels=[classes[label] for label in present],
+    )
+    with aside(path) as temporary:
+        sheet.save(temporary, format="PNG")

@@ -1,0 +1,144 @@
+"""What was run: one value where all runs share it, and whose it is where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedstill.errors import InputError
+from fedstill.generators import PRIORS
+from fedstill.report import words
+from fedstill.report.groups import flatten, title
+from fedstill.report.parts import Grid
+from fedstill.report.runs import Run
+
+__all__ = ["facts", "mismatch", "owners", "settings"]
+
+_PLACE = ("system", "cpu", "gpu")
+
+
+def facts(runs: Sequence[Run], labels: Mapping[int, str]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(name, [(value, whose)]): one value with nobody's name where all runs share it."""
+    readers: list[tuple[str, Callable[[Run], str]]] = [
+        ("Method", title),
+        ("Data", _data),
+        ("Partition", _partition),
+        ("Partition hash", lambda run: run.holding.hash[:12] if run.holding is not None else ""),
+        ("Clients train", lambda run: _options(run.settings.get("model"), "name")),
+        ("Prior", _prior),
+        ("Seed", lambda run: "" if run.seed is None else str(run.seed)),
+        ("Rounds", lambda run: str(run.rows[-1].number) if run.rows else "none"),
+        ("Versions", lambda run: _provenance(run, place=False)),
+        ("Hardware", lambda run: _provenance(run, place=True)),
+        ("Wall time", lambda run: words.duration(run.wall_seconds) if run.wall_seconds is not None else ""),
+    ]
+    found = []
+    for name, read in readers:
+        whose: dict[str, list[Run]] = {}
+        for run in runs:
+            whose.setdefault(read(run) or "not recorded", []).append(run)
+        if name in ("Method", "Seed"):
+            found.append((name, [(", ".join(whose), "")]))
+        else:
+            alone = len(whose) == 1
+            found.append((name, [(value, "" if alone else owners(its, runs, labels)) for value, its in whose.items()]))
+    return found
+
+
+def owners(some: Sequence[Run], runs: Sequence[Run], labels: Mapping[int, str]) -> str:
+    """``some`` of ``runs`` in few words: the seeds or the methods where they are whole ones, else every label."""
+    readers: list[tuple[Callable[[Run], Any], str]] = [
+        (lambda run: run.seed, "seed "),
+        (title, ""),
+        (lambda run: labels[id(run)].removesuffix(f", seed {run.seed}"), ""),
+    ]
+    for reader, word in readers:
+        keys = {reader(run): None for run in some}
+        if None not in keys and len(some) == sum(reader(run) in keys for run in runs):
+            return ", ".join(f"{word}{key}" for key in keys)
+    return "; ".join(labels[id(run)] for run in some)
+
+
+def _data(run: Run) -> str:
+    table = run.settings.get("data")
+    if not isinstance(table, Mapping):
+        return ""
+    # which column of a file holds what says nothing about the data
+    return _options({key: value for key, value in table.items() if not key.endswith("_column")}, "source")
+
+
+def _options(table: Any, first: str) -> str:
+    if not isinstance(table, Mapping):
+        return ""
+    rest = [f"{key} {_plain(value)}" for key, value in flatten(table) if key != first and _telling(value)]
+    return ", ".join([str(table.get(first, "")), *rest])
+
+
+def _partition(run: Run) -> str:
+    table = run.settings.get("partition")
+    if not isinstance(table, Mapping):
+        return run.holding.kind if run.holding is not None else ""
+    kind = str(table.get("kind", ""))
+    # each scheme reads some of the settings; the others would only mislead here
+    used = {"dirichlet": ("alpha", "min_size"), "kshard": ("shards",), "kclass": ("classes",)}
+    keys = ("clients", *used.get(kind, ()), "validation")
+    own = table.get("options")
+    shown = {key: table[key] for key in keys if key in table} | (dict(own) if isinstance(own, Mapping) else {})
+    return _options({"kind": kind, **shown}, "kind")
+
+
+def _prior(run: Run) -> str:
+    """What the run's generator was trained on before the clients' data came into play."""
+    table = run.settings.get("algorithm")
+    if not isinstance(table, Mapping):
+        return ""
+    generator = table.get("generator")
+    if not isinstance(generator, str) or generator == "pixels":
+        return "none"
+    name = Path(generator).name
+    if generator not in PRIORS and not generator.endswith(".safetensors"):
+        return f"{name}, trained on: unknown (a generator of the user's own)"
+    from fedstill.generators.files import read_card  # torch comes with it, and many pages have no prior
+
+    try:
+        card = read_card(generator)
+    except InputError:
+        return f"{name}, trained on: unknown (its file is not there or cannot be read)"
+    source, digest = (card.get(key) or "unknown" for key in ("trained_on", "data_sha256"))
+    return f"{name}, trained on: {source}; data hash {str(digest)[:12]}"
+
+
+def _provenance(run: Run, *, place: bool) -> str:
+    hardware = run.summary.get("hardware")
+    tables = [run.provenance, {"hardware": hardware} if isinstance(hardware, Mapping) else {}]
+    found = {key.rpartition(".")[2]: str(value) for table in tables for key, value in flatten(table)}
+    if place:
+        return "; ".join(found[key] for key in _PLACE if key in found)
+    return ", ".join(f"{key} {value}" for key, value in found.items() if key not in _PLACE)
+
+
+def _telling(value: Any) -> bool:
+    return value is not None and value is not False and value != "" and value != []
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def settings(run: Run) -> Grid:
+    """Every setting of ``run``, by its dotted key."""
+    return Grid(("Setting", "Value"), tuple((key, _plain(value)) for key, value in flatten(run.settings)), 2)
+
+
+def mismatch(runs: Sequence[Run]) -> Iterator[str]:
+    """Curves stand in one figure; say so where they do not stand on the same data."""
+    if len({repr([run.settings.get("data"), run.settings.get("partition")]) for run in runs if run.settings}) > 1:
+        yield "These runs do not share their data and partition: their accuracies are not comparable."
+        return
+    hashes: dict[int | None, set[str]] = {}
+    for run in runs:
+        if run.holding is not None:
+            hashes.setdefault(run.seed, set()).add(run.holding.hash)
+    if any(len(found) > 1 for found in hashes.values()):
+        yield "Runs of the same seed were dealt different partitions: their accuracies are not comparable."

@@ -1,0 +1,142 @@
+"""Runs that differ in their seed alone are one group: a mean and a spread instead of several lines."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Any
+
+from fedstill.algorithms import ALGORITHMS
+from fedstill.report.runs import Run
+
+__all__ = ["Group", "Point", "flatten", "gather", "summarise", "title"]
+
+_TITLES = {"fedavg": "FedAvg", "feddgm": "FedDGM", "prioronly": "PriorOnly", "centralised": "Centralised"}
+
+# what may differ between two runs of one group: none of it changes what is computed, but the seed
+_APART = ("seed", "name", "rounds", "engine", "output")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A figure over seeds: ``mean``; ``spread``, the sample standard deviation, None for one; ``count`` of seeds."""
+
+    mean: float
+    spread: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one experiment with different seeds.
+
+    Attributes:
+        label: what a reader calls it; differs from every other group's.
+        method: name in the table of algorithms.
+        runs: those with at least one round, one a seed.
+    """
+
+    label: str
+    method: str
+    runs: tuple[Run, ...]
+
+    @property
+    def pooled(self) -> bool:
+        """All data on one site: a ceiling, not a federated method."""
+        return self.method in ALGORITHMS and ALGORITHMS[self.method].pooled
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of models that every run has scored at least once, in the order of the first run."""
+        scored = [{name: None for row in run.rows for name in row.accuracy} for run in self.runs]
+        return tuple(name for name in scored[0] if all(name in other for other in scored[1:]))
+
+    def curve(self, model: str) -> dict[int, Point]:
+        """Accuracy by round, for the rounds in which every run has scored ``model``."""
+        curves = [{row.number: row.accuracy[model] for row in run.rows if model in row.accuracy} for run in self.runs]
+        common = sorted(set(curves[0]).intersection(*curves[1:]))
+        return {number: summarise([curve[number] for curve in curves]) for number in common}
+
+    def sent(self) -> dict[int, float]:
+        """Bytes up and down, cumulative, by round; the mean over runs. Rounds that lack a count end the curve."""
+        sums: dict[int, list[int]] = {}
+        for run in self.runs:
+            total = 0
+            for row in run.rows:
+                if row.bytes_up is None or row.bytes_down is None:
+                    break
+                total += row.bytes_up + row.bytes_down
+                sums.setdefault(row.number, []).append(total)
+        return {number: statistics.fmean(values) for number, values in sums.items() if len(values) == len(self.runs)}
+
+
+def gather(runs: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[str, ...]]:
+    """Groups in the order in which the runs were given, and a sentence for each run that could not be counted."""
+    notes: list[str] = []
+    members: dict[str, dict[int | None, Run]] = {}
+    for run in runs:
+        if not run.rows:
+            continue
+        shared = {key: value for key, value in run.settings.items() if key not in _APART}
+        identity = json.dumps(shared, sort_keys=True, default=str) if run.settings else str(run.folder)
+        seeds = members.setdefault(identity, {})
+        if run.seed in seeds:
+            notes.append(
+                f"{run.folder.name} repeats the experiment and seed of {seeds[run.seed].folder.name}: it is not counted"
+            )
+        else:
+            seeds[run.seed] = run
+    groups = [Group("", group[0].method, group) for group in (tuple(seeds.values()) for seeds in members.values())]
+    return tuple(_labelled(groups)), tuple(notes)
+
+
+def title(run: Run) -> str:
+    """The method's name as a reader knows it; the run's own where the experiment cannot be read."""
+    return _TITLES.get(run.method, run.method.rpartition(":")[2]) or run.name
+
+
+def summarise(values: Sequence[float]) -> Point:
+    """Mean and sample standard deviation."""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return Point(statistics.fmean(values), spread, len(values))
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"a": {"b": 1}}`` → ``("a.b", 1)``."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _labelled(groups: Sequence[Group]) -> Iterator[Group]:
+    names = [title(group.runs[0]) for group in groups]
+    for group, name in zip(groups, names, strict=True):
+        alike = [other for other, its in zip(groups, names, strict=True) if its == name]
+        apart = _difference(group, alike) if len(alike) > 1 else ""
+        yield replace(group, label=f"{name} ({apart})" if apart else name)
+
+
+def _difference(group: Group, alike: Sequence[Group]) -> str:
+    """What tells ``group`` from its namesakes: the one setting that does, else the experiment's name or the folder's.
+
+    Of names, what all begin with is left out: ``digits-feddgm`` and ``digits-feddgm-hard`` are called by nothing and
+    ``hard``.
+    """
+    tables = [
+        {key: str(value) for key, value in flatten(other.runs[0].settings) if key.partition(".")[0] not in _APART}
+        for other in alike
+    ]
+    keys = [key for key in {key: None for table in tables for key in table} if len({t.get(key) for t in tables}) > 1]
+    if len(keys) == 1:
+        return f"{keys[0].rpartition('.')[2]} {tables[alike.index(group)].get(keys[0], 'unset')}"
+    names = [other.runs[0].name for other in alike]
+    if len(set(names)) < len(names):
+        return group.runs[0].folder.resolve().name
+    parts = [name.split("-") for name in names]
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False)))
+    return "-".join(parts[alike.index(group)][shared:])

@@ -1,0 +1,174 @@
+"""The result in at most three sentences at the top of the page: who leads, whoever it is, and what the generator alone
+would have given.
+
+Methods are ranked on one network, the one that clients train, which each of them scores once. Ranking each by the best of
+its models would give those with more models more draws.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fedstill.report.groups import Group, Point
+from fedstill.report.words import percent, points
+
+__all__ = ["NEAR", "verdict"]
+
+NEAR = 0.02
+"""PriorOnly that is this much below FedDGM, or less, counts as almost as well."""
+
+BETTER, LEVEL, ALMOST, LESS = "does better", "is level", "does almost as well", "does less well"
+_COMPARED = (BETTER, LEVEL, ALMOST, LESS)
+
+_CLIENT_MODELS = ("surrogate", "global")
+"""What methods call the network that clients train."""
+
+
+class _Score(NamedTuple):
+    group: Group
+    point: Point
+
+
+def verdict(groups: Sequence[Group]) -> str:
+    """The sentences, from the last round that every method in the ranking has finished.
+
+    Two scores are *level* where their bands, mean ± standard deviation over seeds, touch.
+    """
+    roles = {group.label: role for group in groups if (role := _client_model(group))}
+    scored = [group for group in groups if group.label in roles]
+    if not scored:
+        return "No round has been scored yet, so there is no result to state."
+    common = Counter(map(_network, scored)).most_common(1)[0][0]
+    alike = [group for group in scored if _network(group) == common]
+    last = min(max(group.curve(roles[group.label])) for group in alike)
+    ranked = [_Score(group, curve[last]) for group in alike if last in (curve := group.curve(roles[group.label]))]
+    sentences = [_lead(sorted(ranked, key=lambda score: -score.point.mean), last)]
+    sentences += _others(scored, roles, alike, last)
+    sentences += _alone(scored, last)
+    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
+
+
+def _client_model(group: Group) -> str:
+    """The name under which ``group`` scores the network that clients train; empty where it scores nothing."""
+    models = [model for model in group.models if group.curve(model)]
+    return next((name for name in _CLIENT_MODELS if name in models), models[0] if models else "")
+
+
+def _table(group: Group, key: str) -> Mapping[str, Any]:
+    table = group.runs[0].settings.get(key)
+    return table if isinstance(table, Mapping) else {}
+
+
+def _network(group: Group) -> str:
+    """Identity of the network that clients train."""
+    return json.dumps({key: value for key, value in _table(group, "model").items() if key != "label"}, default=str)
+
+
+def _title(group: Group) -> str:
+    table = _table(group, "model")
+    return str(table.get("label") or table.get("name") or "")
+
+
+def _lead(ranked: Sequence[_Score], last: int) -> str:
+    contenders = [score for score in ranked if not score.group.pooled]
+    ceilings = [score for score in ranked if score.group.pooled]
+    opening = f"after {last} round{'s' if last > 1 else ''}"
+    if not contenders:
+        return f"{opening} training on all the data in one place reaches {percent(ceilings[0].point)}"
+    name = _title(contenders[0].group)
+    where = f"on the network that clients train{f' ({name})' if name else ''}"
+    clauses = [f"{opening}, {where}, {_first(contenders)}"]
+    if ceilings:
+        clauses.append(f"training on all the data in one place, the ceiling, reaches {percent(ceilings[0].point)}")
+    return "; ".join(clauses)
+
+
+def _first(contenders: Sequence[_Score]) -> str:
+    (group, point), *others = contenders
+    correct = "of the test images labelled correctly"
+    if not others:
+        return f"{group.label} reaches {percent(point)} {correct}, with no other method beside it"
+    second, below = others[0]
+    if abs(point.mean - below.mean) <= _bands(point, below):
+        return f"{group.label} and {second.label} are level at {percent(point)} and {percent(below)} {correct}"
+    return (
+        f"{group.label} leads with {percent(point)} {correct}, {points(point.mean - below.mean)} above {second.label}"
+    )
+
+
+def _others(groups: Sequence[Group], roles: Mapping[str, str], alike: Sequence[Group], last: int) -> Iterator[str]:
+    """Every other network by name, without a ranking: one name may stand for networks of several sizes."""
+    # PriorOnly's stand in the sentence about it
+    told = any(group.method == "feddgm" for group in groups)
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        if told and group.method == "prioronly":
+            continue
+        for model in group.models:
+            mine = model == roles[group.label]
+            if (mine and group in alike) or last not in (curve := group.curve(model)):
+                continue
+            name = (_title(group) or model) if mine else model
+            found.setdefault(name, []).append(f"{percent(curve[last].mean)} with {group.label}")
+    if found:
+        yield "other networks: " + "; ".join(f"{name} reaches {_listed(texts)}" for name, texts in found.items())
+
+
+def _alone(groups: Sequence[Group], last: int) -> Iterator[str]:
+    """PriorOnly against each FedDGM, network by network: a big network's lead must not hide a small one's draw."""
+    clauses: list[str] = []
+    known = ""
+    for group in groups:
+        prior = _control(group, groups) if group.method == "feddgm" else None
+        found = _against(group, prior, last) if prior is not None else {}
+        if prior is None or not found:
+            continue
+        subject = "it" if prior.label == known else f"the generator alone ({prior.label})"
+        known = prior.label
+        told = "; ".join(f"{words} on {_listed(found[words])}" for words in _COMPARED if words in found)
+        clauses.append(f"beside {group.label}, {subject} {told}")
+    if clauses:
+        yield "; ".join(clauses)
+
+
+def _against(group: Group, prior: Group, last: int) -> dict[str, list[str]]:
+    """Networks and figures by how the generator alone does beside ``group``."""
+    found: dict[str, list[str]] = {}
+    for model in group.models:
+        ours, theirs = group.curve(model), prior.curve(model) if model in prior.models else {}
+        if last in ours and last in theirs:
+            words = _compared(theirs[last], ours[last])
+            # level is a matter of the spread, so show it
+            one, other = (percent(p if words == LEVEL else p.mean) for p in (theirs[last], ours[last]))
+            found.setdefault(words, []).append(f"{model}: {one} against {other}")
+    return found
+
+
+def _control(group: Group, groups: Sequence[Group]) -> Group | None:
+    """The PriorOnly of ``group``'s generator, or the first of any."""
+    controls = [other for other in groups if other.method == "prioronly"]
+    generator = _table(group, "algorithm").get("generator")
+    return next(
+        (other for other in controls if _table(other, "algorithm").get("generator") == generator),
+        controls[0] if controls else None,
+    )
+
+
+def _compared(alone: Point, distilled: Point) -> str:
+    gain = alone.mean - distilled.mean
+    if abs(gain) <= _bands(alone, distilled):
+        return LEVEL
+    if gain > 0:
+        return BETTER
+    return ALMOST if gain >= -NEAR else LESS
+
+
+def _bands(one: Point, other: Point) -> float:
+    return max((one.spread or 0.0) + (other.spread or 0.0), 0.0005)
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"

@@ -1,0 +1,386 @@
+"""The heart: what an algorithm is, what an engine is, and the loop between them.
+
+    An algorithm is a few pure functions over Bundles. An engine brings Bundles to the clients and their answers
+    back. A run is an iterator of rounds.
+
+Neither knows the other: an algorithm runs unchanged in process, over processes, or over a network.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from typing import Any, Protocol, TypeVar
+
+from fedstill.bundle import Bundle, Group
+from fedstill.data.shard import Normalisation, Shard
+from fedstill.errors import InputError
+from fedstill.models.architecture import Architecture, Network
+from fedstill.seeds import Seed
+
+__all__ = [
+    "Algorithm",
+    "Desk",
+    "Engine",
+    "Failure",
+    "Outcome",
+    "Reply",
+    "Round",
+    "Site",
+    "Trained",
+    "World",
+    "cohort_size",
+    "rounds",
+    "serial",
+]
+
+CLIENT_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")  # no leading dot: names become files
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class Map(Protocol):
+    """``map`` that keeps order; may be processes or a cluster, so function and items must survive pickling."""
+
+    def __call__(self, function: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]: ...
+
+
+def serial(function: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]:
+    """The plainest :class:`Map`: one after another, here."""
+    return map(function, items)
+
+
+def _silent(phase: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What every party of a run knows before it starts.
+
+    Attributes:
+        architecture: what clients train.
+        classes: names of the classes.
+        normalisation: how pixels become network inputs.
+    """
+
+    architecture: Architecture
+    classes: tuple[str, ...]
+    normalisation: Normalisation
+
+    def other(self, name: str, options: Mapping[str, Any], key: str) -> Architecture:
+        """Another network for the same images and classes; ``key`` is where the user wrote it."""
+        architecture = self.architecture
+        return Architecture(
+            name=name,
+            channels=architecture.channels,
+            size=architecture.size,
+            classes=architecture.classes,
+            options=options,
+            key=key,
+        )
+
+
+@dataclass(frozen=True)
+class Site:
+    """One client's data; ``validation`` and ``test`` may be empty."""
+
+    train: Shard
+    validation: Shard
+    test: Shard
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What work may use that never changes a result.
+
+    Attributes:
+        seed: this piece of work's own place in the tree of streams.
+        device: where tensors are computed on.
+        map: keeps order; spreads independent pieces.
+        progress: ``progress(phase, done, total)``.
+    """
+
+    seed: Seed
+    device: str = "cpu"
+    map: Map = serial
+    progress: Callable[[str, int, int], None] = _silent
+
+    def at(self, *names: object) -> Desk:
+        """The same desk at a place further down the tree."""
+        return replace(self, seed=self.seed.at(*names))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a client sent. The name is stated by the engine, not by the reply.
+
+    ``numbers["examples"]`` of the Bundle is the client's weight.
+    """
+
+    client: str
+    bundle: Bundle
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that gave nothing usable: counted and named, never a shorter list."""
+
+    client: str
+    reason: str
+    detail: str = ""  # a traceback, for the log
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What ``aggregate`` gives: the new state, figures of the round, and clients it had to leave out."""
+
+    state: Bundle
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    failures: Sequence[Failure] = ()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network as a value: its architecture and its tensors."""
+
+    architecture: Architecture
+    tensors: Group
+
+    def module(self) -> Network:
+        """A fresh module that holds a copy of the tensors."""
+        network = self.architecture.build(Seed(("unused",)))  # every tensor is overwritten below
+        network.load_state_dict(dict(self.tensors))
+        return network
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round, done.
+
+    Attributes:
+        number: from 1.
+        state: the server's state after it.
+        cohort: the clients that were asked, in order.
+        figures: what the algorithm measured.
+        failures: clients that gave nothing usable, with reasons.
+        bytes_down: payload of all messages to clients.
+        bytes_up: payload of all replies that arrived, refused ones too.
+        seconds: wall time by phase: ``clients`` (waiting for replies), ``server`` (the rest).
+        aggregated: false where fewer than the quorum replied; the state is then the one before.
+    """
+
+    number: int
+    state: Bundle
+    cohort: tuple[str, ...]
+    figures: Mapping[str, Any]
+    failures: tuple[Failure, ...]
+    bytes_down: int
+    bytes_up: int
+    seconds: Mapping[str, float]
+    aggregated: bool
+
+
+class Algorithm(Protocol):
+    """A few pure functions over Bundles. Nothing is kept on ``self`` between calls."""
+
+    def init(self, clients: Sequence[str], desk: Desk) -> Bundle:
+        """The server's state before the first round."""
+
+    def task(self, state: Bundle) -> str | None:
+        """What clients do next: ``"local"``, ``"score"``, or None when the method is finished."""
+
+    def broadcast(self, state: Bundle, client: str) -> Bundle:
+        """What the server sends to ``client``."""
+
+    def local(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> tuple[Bundle, Bundle]:
+        """A client's work: (reply, new memory). The reply carries ``numbers["examples"]``."""
+
+    def score(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> Bundle:
+        """A client's scores of what it received: counts, never rows."""
+
+    def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
+        """The server's work. ``replies`` come once, in the cohort's order, and may be folded."""
+
+    def models(self, state: Bundle) -> Mapping[str, Trained]:
+        """What to score and save, by name; may be empty."""
+
+
+class Engine(Protocol):
+    """Brings Bundles to clients and answers back."""
+
+    def clients(self) -> Sequence[str]:
+        """Names, in an order that does not change during a run."""
+
+    def work(self, number: int, outbox: Mapping[str, Bundle], task: str) -> Iterator[Reply | Failure]:
+        """Send ``outbox[client]`` to each client, let it do ``task`` for round ``number``, yield as answers arrive."""
+
+
+def rounds(
+    algorithm: Algorithm,
+    engine: Engine,
+    *,
+    desk: Desk,
+    until: int,
+    cohort: float | int = 1.0,
+    quorum: int = 1,
+    start: int = 0,
+    state: Bundle | None = None,
+) -> Iterator[Round]:
+    """Run ``algorithm`` over ``engine`` and yield each round as it ends.
+
+    Args:
+        algorithm: what is done.
+        engine: where it is done.
+        desk: the run's own desk; round n's server works at ``desk.at("round", n, "server")``.
+        until: number of the last round.
+        cohort: clients asked in a round: a float in (0, 1] is a fraction (at least one client), an int ≥ 1 a number.
+        quorum: fewer usable replies than this leave the state as it was (``aggregated=False``); clients that ``aggregate``
+            had to leave out are not counted.
+        start: number of the last round already done; with ``state``, to resume.
+        state: the server's state after round ``start``; None starts anew.
+
+    Raises:
+        InputError: a client's name, the cohort or the quorum cannot be used.
+    """
+    clients = tuple(engine.clients())
+    size = cohort_size(cohort, clients, quorum)
+    if state is None:
+        state = algorithm.init(clients, desk.at("init")).detached()
+    for number in range(start + 1, until + 1):
+        task = algorithm.task(state)
+        if task is None:
+            return
+        state = state.put({"round": number})
+        chosen = _sample(clients, size, desk.seed.at("cohort", number))
+        began = time.perf_counter()
+        outbox = _Outbox(algorithm, state, chosen)
+        post = _Post(chosen, engine.work(number, outbox, task))
+        replies = iter(post)
+        # the quorum first: what will not be used is not computed
+        enough = list(islice(replies, quorum))
+        outcome = Outcome(state)
+        if len(enough) == quorum:
+            outcome = algorithm.aggregate(state, chain(enough, replies), desk.at("round", number, "server"))
+            deque(replies, maxlen=0)  # an algorithm may stop early; every answer is still counted
+        aggregated = post.accepted - len(outcome.failures) >= quorum
+        seconds = time.perf_counter() - began
+        state = outcome.state.detached() if aggregated else state
+        yield Round(
+            number=number,
+            state=state,
+            cohort=chosen,
+            figures=outcome.figures,
+            failures=(*post.failures, *outcome.failures),
+            bytes_down=outbox.nbytes,
+            bytes_up=post.nbytes,
+            seconds={"clients": post.waited, "server": seconds - post.waited},
+            aggregated=aggregated,
+        )
+
+
+class _Outbox(Mapping[str, Bundle]):
+    """Messages by client, each made when the engine takes it: a thousand need the memory of a few."""
+
+    def __init__(self, algorithm: Algorithm, state: Bundle, cohort: Sequence[str]) -> None:
+        self._algorithm = algorithm
+        self._state = state
+        self._cohort = dict.fromkeys(cohort)
+        self._sizes: dict[str, int] = {}
+
+    def __getitem__(self, client: str) -> Bundle:
+        if client not in self._cohort:
+            raise KeyError(client)
+        message = self._algorithm.broadcast(self._state, client).detached()
+        self._sizes[client] = message.nbytes
+        return message
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cohort)
+
+    def __len__(self) -> int:
+        return len(self._cohort)
+
+    @property
+    def nbytes(self) -> int:
+        """Payload of the messages that were taken."""
+        return sum(self._sizes.values())
+
+
+class _Post:
+    """Replies in the cohort's order, whatever order they arrive in; counts what passes through."""
+
+    def __init__(self, cohort: Sequence[str], arrivals: Iterator[Reply | Failure]) -> None:
+        self.cohort = cohort
+        self.arrivals = arrivals
+        self.failures: list[Failure] = []
+        self.nbytes = 0
+        self.accepted = 0
+        self.waited = 0.0
+
+    def __iter__(self) -> Iterator[Reply]:
+        early: dict[str, Reply | Failure] = {}
+        for client in self.cohort:
+            while client not in early:
+                answer = self._receive()
+                if answer is None:
+                    break
+                early[answer.client] = answer
+            answer = early.pop(client, None) or Failure(client, "gave no answer")
+            if isinstance(answer, Reply) and not answer.bundle.finite():
+                answer = Failure(client, "its reply holds numbers that are not finite")
+            if isinstance(answer, Failure):
+                self.failures.append(answer)
+            else:
+                self.accepted += 1
+                yield answer
+
+    def _receive(self) -> Reply | Failure | None:
+        began = time.perf_counter()
+        answer = next(self.arrivals, None)
+        self.waited += time.perf_counter() - began
+        if isinstance(answer, Reply):
+            self.nbytes += answer.bundle.nbytes
+        return answer
+
+
+def cohort_size(cohort: float | int, clients: Sequence[str], quorum: int) -> int:
+    """How many clients a round asks.
+
+    Raises:
+        InputError: a client's name, the cohort or the quorum cannot be used.
+    """
+    for client in clients:
+        if not CLIENT_NAME.fullmatch(client):
+            raise InputError(
+                f"client name {client!r}: use 1 to 64 letters, digits, '.', '_' or '-', and no dot in front"
+            )
+    if len(set(clients)) != len(clients):
+        raise InputError("two clients have the same name: names must differ")
+    if isinstance(cohort, float):
+        if not 0 < cohort <= 1:
+            raise InputError(
+                f"cohort = {cohort}: a fraction lies above 0 and at most at 1.0; write an integer for a number"
+            )
+        # round half up, not half to even: cohort = 0.5 of 5 clients is 3 in every Python version
+        size = max(1, math.floor(cohort * len(clients) + 0.5))
+    else:
+        size = cohort
+    if not 1 <= size <= len(clients):
+        raise InputError(f"cohort = {cohort}: there are {len(clients)} clients")
+    if not 1 <= quorum <= size:
+        raise InputError(f"quorum = {quorum}: it lies between 1 and the cohort's {size} clients")
+    return size
+
+
+def _sample(clients: tuple[str, ...], size: int, seed: Seed) -> tuple[str, ...]:
+    if size == len(clients):
+        return clients
+    chosen = seed.numpy().choice(len(clients), size=size, replace=False)
+    return tuple(clients[index] for index in sorted(chosen.tolist()))

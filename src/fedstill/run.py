@@ -1,0 +1,370 @@
+"""A run: the loop body that evaluates, checkpoints and records each round. The command line and Python share it.
+
+from fedstill import Experiment, drive
+
+done = drive(Experiment.read("experiment.toml"), out="runs/first")
+print(done.accuracy)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from fedstill import checkpoint, folder, runtime
+from fedstill.bundle import Bundle
+from fedstill.engines.local import LocalEngine
+from fedstill.engines.memory import Memory
+from fedstill.errors import InputError, RunError
+from fedstill.evaluate import Validation, accuracies, validate
+from fedstill.experiment import PROVENANCE, Experiment, Parts
+from fedstill.files import sweep, write_bytes, write_json, write_text
+from fedstill.folder import EXPERIMENT, FAILURES, METRICS, PARTITION, REPORT, SUMMARY, resume_command
+from fedstill.metrics import metrics_row, reason
+from fedstill.models.files import save_model
+from fedstill.output import append_line, save_synthetic, whole_lines
+from fedstill.rounds import Desk, Failure, Round, rounds, serial
+from fedstill.runtime import Processes, describe, peak_memory, pick_device
+from fedstill.seeds import Seed
+from fedstill.settings import read_toml
+
+__all__ = ["Finished", "Opening", "Reporter", "Silent", "drive"]
+
+MODELS, BEST = "models", "best"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a reporter hears before the first round.
+
+    Attributes:
+        out: folder of the run.
+        done: rounds that a resumed run has behind it.
+        until: number of the last round.
+        skipped: (name, reason) of pictures left out of the data.
+    """
+
+    experiment: Experiment
+    out: Path
+    done: int
+    until: int
+    skipped: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run came to.
+
+    Attributes:
+        out: folder of the run.
+        rounds: number of the last round.
+        selected_round: best by mean client validation; the last one where clients have no validation images.
+        accuracy: of every model on the test images after the last round; ``models/best`` holds the selected round's
+            models where it is another.
+        report: the page.
+    """
+
+    out: Path
+    rounds: int
+    selected_round: int
+    accuracy: Mapping[str, float | None]
+    report: Path
+
+
+class Reporter(Protocol):
+    """Hears how a run goes. It must not raise."""
+
+    def opening(self, opening: Opening) -> None: ...
+
+    def progress(self, phase: str, done: int, total: int) -> None: ...
+
+    def row(self, row: Mapping[str, Any], *, left: float) -> None:
+        """A line of ``metrics.jsonl``, and an estimate of the seconds left."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line of the log."""
+
+
+class Silent:
+    """The reporter that nobody hears."""
+
+    def opening(self, opening: Opening) -> None: ...
+
+    def progress(self, phase: str, done: int, total: int) -> None: ...
+
+    def row(self, row: Mapping[str, Any], *, left: float) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def drive(
+    experiment: Experiment,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> Finished:
+    """Run ``experiment`` and leave everything in ``out``.
+
+    Args:
+        experiment: what to run.
+        out: folder of the run.
+        resume: continue the run that ``out`` holds, to ``experiment.rounds``; to the same bits as if never interrupted.
+        overwrite: remove the run that ``out`` holds, and nothing else in there.
+        reporter: hears how it goes; None: nobody.
+
+    Raises:
+        InputError: the experiment cannot be run, ``out`` holds another run, or, to resume, a run of another experiment,
+            or a run is at work there.
+        RunError: no client replied, memory ran out, or the disk refuses a file; what is kept and how to go on is said.
+    """
+    out, hear = Path(out), reporter or Silent()
+    folder.check(out, resume=resume, overwrite=overwrite)
+    with _threads(experiment.threads):
+        device = pick_device(experiment.engine.device)
+        parts = experiment.build()
+        with folder.locked(out, note=hear.note):
+            # once more: a run may have begun and ended here while the data were read
+            folder.check(out, resume=resume, overwrite=overwrite)
+            record = _Record(out, experiment, parts, device)
+            return _recorded(record, hear, resume=resume, overwrite=overwrite)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """The process set up for a run; a caller's own thread count is put back."""
+    held = torch.get_num_threads()
+    runtime.prepare(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(held)
+
+
+def _recorded(record: _Record, hear: Reporter, *, resume: bool, overwrite: bool) -> Finished:
+    """The rounds that are left, each kept as it ends; whatever stops them, how to go on is said."""
+    out, experiment = record.out, record.experiment
+    state, done = record.restore(hear) if resume else record.begin(overwrite=overwrite)
+    hear.opening(Opening(experiment, out, done, experiment.rounds, record.parts.data.skipped))
+    try:
+        for row, left in _work(record, state, done, hear):
+            done = row["round"]
+            hear.row(row, left=left)
+        return record.finish()
+    except (RunError, MemoryError, RuntimeError) as error:
+        why = str(error) if isinstance(error, RunError) else _exhausted(error)
+        if why is None:
+            raise
+        kept = f"{done} {'round is' if done == 1 else 'rounds are'} kept in {out}"
+        raise RunError(f"{why}; {kept}: continue with  {resume_command(out)}") from error
+
+
+def _exhausted(error: MemoryError | RuntimeError) -> str | None:
+    """What the machine lacked; None where it is the code that failed."""
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    if isinstance(error, TerminatedWorkerError):
+        return "the system ended a worker process, most likely for want of memory: use fewer --workers"
+    # on a CPU torch has no class for it
+    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
+        return "memory ran out: free some, or use fewer --workers"
+    return None
+
+
+def _work(record: _Record, state: Bundle, done: int, hear: Reporter) -> Iterator[tuple[dict[str, Any], float]]:
+    """Each round's line, and the seconds left."""
+    experiment, parts, device = record.experiment, record.parts, record.device
+    workers = experiment.engine.workers
+    processes = Processes(workers, experiment.threads) if workers > 1 else None
+    desk = Desk(
+        Seed.root(experiment.seed).at("run"),
+        device=device,
+        map=processes or serial,
+        progress=hear.progress,
+    )
+    engine = LocalEngine(parts.algorithm, parts.sites, desk, record.memory)
+    validating = [client for client, site in parts.sites.items() if len(site.validation)]
+    began, first = time.perf_counter(), done
+    for each in rounds(
+        parts.algorithm,
+        engine,
+        desk=desk,
+        until=experiment.rounds,
+        cohort=parts.cohort,
+        quorum=experiment.quorum,
+        start=done,
+        state=state,
+    ):
+        record.log(each.number, each.failures)
+        if not each.aggregated and {failure.client for failure in each.failures} >= set(each.cohort):
+            failure = each.failures[0]
+            raise RunError(
+                f"no client gave a usable reply in round {each.number}: '{failure.client}': {reason(failure)}"
+            )
+        scoring = time.perf_counter()
+        models = parts.algorithm.models(each.state)
+        accuracy = accuracies(models, parts.data.test, device=device)
+        validation = validate(engine, each.number, each.state, validating)
+        record.log(each.number, validation.failures)
+        seconds = {"evaluate": time.perf_counter() - scoring}
+        peaks = [peak for peak in (peak_memory(), processes.peak if processes else None) if peak]
+        row = metrics_row(each, accuracy, validation, seconds, max(peaks, default=None))
+        record.add(each, row, validation)
+        spent = time.perf_counter() - began
+        yield row, spent / (each.number - first) * (experiment.rounds - each.number)
+
+
+class _Record:
+    """The run's folder: what is written there, and in which order."""
+
+    def __init__(self, out: Path, experiment: Experiment, parts: Parts, device: str) -> None:
+        self.out = out
+        self.experiment = experiment
+        self.parts = parts
+        self.device = device
+        self.memory = Memory(out / "memory")
+        self.rows: list[dict[str, Any]] = []
+        self.state = parts.start
+
+    def begin(self, *, overwrite: bool) -> tuple[Bundle, int]:
+        """A new run: the state before round 1."""
+        if overwrite:
+            folder.clear(self.out)
+        self._describe()
+        write_bytes(self.out / METRICS, b"")
+        return self.parts.start, 0
+
+    def restore(self, hear: Reporter) -> tuple[Bundle, int]:
+        """The newest whole checkpoint's state and round; metrics and memories are cut back to it."""
+        found = checkpoint.newest(self.out / "checkpoints", self.parts.identity, note=hear.note)
+        rows, done = (found[0].rows, found[0].round) if found else (0, 0)
+        if done > self.experiment.rounds:
+            raise InputError(f"rounds = {self.experiment.rounds}: {self.out} has {done} behind it; give {done} or more")
+        lines = whole_lines(self.out / METRICS)
+        if len(lines) < rows:
+            raise InputError(
+                f"{self.out / METRICS} has {len(lines)} whole lines, and the checkpoint was written after {rows}: "
+                "it was changed by hand; start the run anew in another folder"
+            )
+        for name in folder.OURS:
+            sweep(self.out / name)
+        if not found:
+            # an overwriting that was cut short may have left the best round of the run before
+            folder.remove(self.out / "checkpoints")
+        self._compare_versions(hear)
+        self._describe()
+        write_bytes(self.out / METRICS, b"".join(lines[:rows]))
+        self.rows = [json.loads(line) for line in lines[:rows]]
+        self.memory.restore(found[0].memory if found else {})
+        self.state = found[1] if found else self.parts.start
+        return self.state, done
+
+    def add(self, each: Round, row: dict[str, Any], validation: Validation) -> None:
+        """Keep a round. The checkpoint comes last: what is before it in the folder is redone if it is missing."""
+        self.state = each.state
+        self.rows.append(row)
+        save_synthetic(
+            self.out / "synthetic",
+            each.number,
+            each.state,
+            classes=self.parts.world.classes,
+            keep=self.experiment.output.keep_synthetic,
+        )
+        append_line(self.out / METRICS, json.dumps(row, allow_nan=False))
+        checkpoint.save(
+            self.out / "checkpoints",
+            checkpoint.Record(
+                round=each.number,
+                rows=len(self.rows),
+                validation=validation.mean,
+                memory=self.memory.listing(),
+                identity=dict(self.parts.identity),
+            ),
+            each.state,
+        )
+        self._summarise(finished=False)
+
+    def log(self, number: int, failures: Sequence[Failure]) -> None:
+        """Keep the tracebacks of clients that failed by a defect."""
+        for failure in failures:
+            if failure.detail:
+                head = f"round {number}, client {failure.client}: {failure.reason}"
+                append_line(self.out / FAILURES, f"{head}\n{failure.detail}")
+
+    def finish(self) -> Finished:
+        """Model files of the last round and, where it is another, of the selected one; summary and page."""
+        from fedstill.report import write_report  # it draws: matplotlib is slow to import
+
+        if not self.rows:
+            raise RunError("the algorithm asked for no round: nothing was done")
+        last, selected = self.rows[-1], self._selected()
+        self._save_models(self.out / MODELS, self.state, last)
+        folder.remove(self.out / MODELS / BEST)  # of the run before it was extended
+        best = checkpoint.best_state(self.out / "checkpoints")
+        if selected != last["round"] and best is not None:
+            row = next(row for row in self.rows if row["round"] == selected)
+            self._save_models(self.out / MODELS / BEST, best, row)
+        self._summarise(finished=True)
+        write_report([self.out], self.out / REPORT)
+        return Finished(self.out, last["round"], selected, last["accuracy"], self.out / REPORT)
+
+    def _save_models(self, place: Path, state: Bundle, row: Mapping[str, Any]) -> None:
+        for name, trained in self.parts.algorithm.models(state).items():
+            save_model(
+                place / f"{name}.safetensors",
+                trained.tensors,
+                architecture=trained.architecture,
+                classes=self.parts.world.classes,
+                normalisation=self.parts.world.normalisation,
+                fit=self.experiment.data.fit,
+                notes={
+                    "experiment": self.experiment.name,
+                    "algorithm": self.experiment.algorithm.name,
+                    "round": float(row["round"]),
+                    "accuracy": row["accuracy"][name],
+                    "validation": row["validation"]["mean"],
+                },
+            )
+
+    def _compare_versions(self, hear: Reporter) -> None:
+        """Say where a run goes on with other software than it began with: its last bits may differ."""
+        before, now = read_toml(self.out / EXPERIMENT).get(PROVENANCE, {}), describe(self.device)
+        for name in ("fedstill", "torch"):
+            if (was := before.get(name)) is not None and was != now[name]:
+                hear.note(
+                    f"{name} is {now[name]} and was {was} before: the last bits may not be those of a straight run"
+                )
+
+    def _describe(self) -> None:
+        write_text(self.out / EXPERIMENT, self.experiment.anchored().to_toml(describe(self.device)))
+        more = {"classes": list(self.parts.world.classes), "validation": dict(self.parts.validation)}
+        write_json(self.out / PARTITION, self.parts.partition.to_json() | more)
+
+    def _summarise(self, *, finished: bool) -> None:
+        described = describe(self.device)
+        write_json(
+            self.out / SUMMARY,
+            {
+                "finished": finished,
+                "rounds": self.rows[-1]["round"],
+                "wall_seconds": sum(
+                    row["seconds"][phase] for row in self.rows for phase in ("clients", "server", "evaluate")
+                ),
+                "command_version": described["fedstill"],
+                "hardware": described,
+                "selected_round": self._selected(),
+            },
+        )
+
+    def _selected(self) -> int:
+        leader = checkpoint.best(self.out / "checkpoints")
+        return leader.round if leader else int(self.rows[-1]["round"])

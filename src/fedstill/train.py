@@ -1,0 +1,175 @@
+"""The only classifier training loop, and scoring.
+
+Every method trains through :func:`fit`: a variation passes one more loss term, it does not copy the loop.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedstill.data.augment import Augmentation, apply
+from fedstill.data.shard import Shard
+from fedstill.errors import RunError
+from fedstill.models.architecture import Network
+from fedstill.seeds import Seed
+
+__all__ = ["Batch", "Extra", "Fitted", "Recipe", "accuracy", "classification_loss", "fit", "predict"]
+
+SCORING_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is trained: stochastic gradient descent over shuffled batches.
+
+    Attributes:
+        epochs: passes over the images.
+        lr: step size.
+        batch: images a step; the last batch of an epoch may be smaller.
+        momentum: of SGD.
+        decay: weight decay of SGD (an L2 term in the gradient).
+        augmentation: drawn anew each step; the default trains on the images as they are.
+        temperature: of the soft-label loss; hard labels do not use it.
+    """
+
+    epochs: int
+    lr: float
+    batch: int
+    momentum: float = 0.0
+    decay: float = 0.0
+    augmentation: Augmentation = Augmentation()
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss term may look at, in one training step."""
+
+    params: Mapping[str, Tensor]
+    images: Float[Tensor, "n c h w"]
+    labels: Shaped[Tensor, "n *classes"]
+    features: Float[Tensor, "n d"]
+    logits: Float[Tensor, "n classes"]
+    step: int
+
+
+class Extra(Protocol):
+    """One more loss term: FedProx's is quadratic in ``params``, MOON's is on ``features``."""
+
+    def __call__(self, batch: Batch) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training gives.
+
+    Attributes:
+        tensors: the network's ``state_dict`` after training, detached, on the training device.
+        steps: optimiser steps taken.
+        examples: images in the shard.
+        losses: mean loss of each epoch.
+    """
+
+    tensors: Mapping[str, Tensor]
+    steps: int
+    examples: int
+    losses: tuple[float, ...]
+
+
+def classification_loss(
+    logits: Float[Tensor, "n classes"], labels: Shaped[Tensor, "n *classes"], temperature: float = 1.0
+) -> Float[Tensor, ""]:
+    """Cross-entropy against int labels [n]; against soft labels [n, classes], Hinton's distillation loss.
+
+    The latter is τ² KL(p_τ ‖ softmax(logits / τ)) up to a constant (Hinton et al. 2015, section 2), where the soft labels are
+    the teacher's probabilities *at temperature τ already*; at τ = 1 it is the cross-entropy against them.
+    """
+    if labels.dim() == 1:
+        return F.cross_entropy(logits, labels)
+    return F.cross_entropy(logits / temperature, labels) * temperature**2
+
+
+def fit(
+    network: Network,
+    shard: Shard,
+    recipe: Recipe,
+    *,
+    seed: Seed,
+    device: str = "cpu",
+    extra: Extra | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Fitted:
+    """Train a copy of ``network`` on ``shard``; ``network`` itself is not touched.
+
+    Args:
+        network: start of the training.
+        shard: uint8 or float images, hard or soft labels.
+        recipe: optimiser, epochs, augmentation.
+        seed: order of batches (``order``), augmentation (``augment``), dropout (``dropout``).
+        device: where to compute.
+        extra: one more loss term, added at every step.
+        progress: ``progress(epochs done, epochs)``.
+
+    Raises:
+        RunError: the loss is no longer finite.
+    """
+    network = copy.deepcopy(network).to(device).train()
+    shard = shard.to(device)
+    params = dict(network.named_parameters())
+    optimiser = torch.optim.SGD(params.values(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.decay)
+    orders, drawing = seed.at("order").torch(), seed.at("augment").torch()
+    losses: list[float] = []
+    step = 0
+    with seed.at("dropout").scope(device):
+        for epoch in range(recipe.epochs):
+            order = torch.randperm(len(shard), generator=orders).to(device)
+            total = torch.zeros((), device=device)
+            for rows in torch.split(order, recipe.batch):
+                images, labels = shard.inputs(rows), shard.labels[rows]
+                images = apply(images, recipe.augmentation.draw(len(rows), shard.size, drawing))
+                features = network.features(images)
+                logits = network.classify(features)
+                loss = classification_loss(logits, labels, recipe.temperature)
+                if extra is not None:
+                    loss = loss + extra(Batch(params, images, labels, features, logits, step))
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                total += loss.detach() * len(rows)
+                step += 1
+            losses.append(total.item() / max(1, len(shard)))
+            if progress is not None:
+                progress(epoch + 1, recipe.epochs)
+    if losses and not torch.isfinite(torch.tensor(losses[-1])):
+        raise RunError(f"training diverged, its loss is {losses[-1]}: use a smaller lr than {recipe.lr}")
+    tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
+    return Fitted(tensors, step, len(shard), tuple(losses))
+
+
+def predict(network: nn.Module, shard: Shard, *, device: str = "cpu") -> Float[Tensor, "n classes"]:
+    """Logits for every row, on the CPU: clean images, evaluation mode, no graph; ``network``'s mode is put back."""
+    mode = network.training
+    network.to(device).eval()
+    with torch.inference_mode():
+        parts = [
+            network(shard.inputs(rows).to(device)).cpu()
+            for rows in torch.split(torch.arange(len(shard)), SCORING_BATCH)
+        ]
+    network.train(mode)
+    return torch.cat(parts) if parts else torch.empty(0, len(shard.classes))
+
+
+def accuracy(network: nn.Module, shard: Shard, *, device: str = "cpu") -> float:
+    """Share of rows whose largest logit is the label's; NaN where there are no rows."""
+    if len(shard) == 0:
+        return float("nan")
+    hard = shard.labels if shard.labels.dim() == 1 else shard.labels.argmax(1)
+    return (predict(network, shard, device=device).argmax(1) == hard.cpu()).float().mean().item()
