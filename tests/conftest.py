@@ -1,0 +1,5 @@
+"""Set up as a run is: one thread, malloc tuned, telemetry off."""
+
+from fedstill.runtime import prepare
+
+prepare(threads=1)

@@ -1,0 +1,104 @@
+"""Every algorithm through one table."""
+
+import pickle
+from dataclasses import dataclass
+
+import pytest
+
+from fedstill.algorithms import ALGORITHMS
+from fedstill.algorithms.averaging import FedAvg
+from fedstill.algorithms.feddgm import FedDGM
+from fedstill.bundle import Bundle
+from fedstill.contract import CLAUSES, check_algorithm
+from fedstill.tables import resolve
+
+SMALL = {
+    "distill_steps": 2,
+    "student_steps": 2,
+    "ipc": 1,
+    "global_epochs": 2,
+    "epochs": 2,
+    "lr_features": 10.0,
+    "loss_limit": 1e9,
+}
+OPTIONS = {
+    "fedavg": {"epochs": 2},
+    "centralised": {"epochs": 2},
+    "feddgm": SMALL,
+    "prioronly": SMALL | {"generator": "fedstill.contract:tiny_prior"},
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_method_of_the_table(name):
+    entry = ALGORITHMS[name]
+    factory = resolve({name: entry.factory}, name, "algorithm.name")
+    assert check_algorithm(factory, OPTIONS[name] | dict(entry.fixed)) == list(CLAUSES)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"warm_start": True, "latent_optimiser": "adam", "lr_features": 0.05},
+        {
+            "labels": "soft",
+            "generator": "fedstill.contract:tiny_prior",
+            "prior_samples": 2,
+            "global_models": ({"name": "convnet", "options": {"depth": 2, "width": 3}},),
+        },
+        {"student_batch": 2, "keep": "best", "gradient": "truncated"},
+    ],
+    ids=lambda options: "+".join(options),
+)
+def test_feddgm_with_options(options):
+    from fedstill.models.choice import Choice
+
+    models = tuple(Choice(**choice) for choice in options.get("global_models", ()))
+    check_algorithm(FedDGM, SMALL | options | {"global_models": models})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutating(FedAvg):
+    def aggregate(self, state, replies, desk):
+        outcome = super().aggregate(state, replies, desk)
+        for tensor in state.groups["model"].values():
+            tensor.zero_()
+        return outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weightless(FedAvg):
+    def local(self, inbox, site, memory, desk):
+        reply, memory = super().local(inbox, site, memory, desk)
+        return Bundle(reply.groups, {**reply.numbers, "examples": 1}), memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unseeded(FedAvg):
+    def local(self, inbox, site, memory, desk):
+        import torch
+
+        torch.randn(1)  # leaves the global generator moved
+        reply, memory = super().local(inbox, site, memory, desk)
+        model = {name: tensor + torch.rand(1) for name, tensor in reply.groups["model"].items()}
+        return reply.put(model=model), memory
+
+
+@pytest.mark.parametrize(
+    ("broken", "clause"),
+    [
+        (Mutating, "inputs are not mutated"),
+        (Weightless, "a reply carries its weight"),
+        (Unseeded, "order of arrival|same bits"),
+    ],
+)
+def test_a_broken_algorithm_is_told_its_clause(broken, clause):
+    with pytest.raises(AssertionError, match=clause):
+        check_algorithm(broken, {"epochs": 1})
+
+
+def test_algorithms_go_to_worker_processes():
+    from fedstill.contract import tiny_world
+
+    algorithm = FedDGM(world=tiny_world(), **SMALL)
+    assert pickle.loads(pickle.dumps(algorithm)) == algorithm
