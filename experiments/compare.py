@@ -2,8 +2,10 @@
 
     python experiments/compare.py experiments/digits/*.toml --seeds 0 1 2 --rounds 1 3 5 --out runs/digits
 
+    python experiments/compare.py experiments/digits/feddgm.toml --vary algorithm.ipc=1,2,5,10 --out runs/ipc
+
 A run that is done is not done again; one that was interrupted is resumed; one of other settings is refused. ``--set`` goes
-to every file, as for ``fedstill run``.
+to every file, as for ``fedstill run``; ``--vary`` runs every file once for each value, an ablation.
 The table holds mean ± sample standard deviation over seeds of the test accuracy in %, after the rounds asked for.
 """
 
@@ -23,12 +25,22 @@ from fedstill import Experiment, drive  # noqa: E402 - the environment comes fir
 from fedstill.report import write_report  # noqa: E402
 
 
-def run(file: Path, seed: int, out: Path, overrides: list[str]) -> Path:
-    folder = out / f"{file.stem}-{seed}"
+def run(file: Path, name: str, seed: int, out: Path, overrides: list[str]) -> Path:
+    folder = out / f"{name}-{seed}"
     experiment = Experiment.read(file, [f"seed={seed}", *overrides])
     # resuming a run that is done does nothing, and refuses one that was made with other settings
     drive(experiment, out=folder, resume=(folder / "experiment.toml").exists())
     return folder
+
+
+def variants(stem: str, vary: str | None) -> Iterator[tuple[str, list[str]]]:
+    """(name, overrides) for each value of ``KEY=VALUE,VALUE,...``; the file as it is where nothing is varied."""
+    if vary is None:
+        yield stem, []
+        return
+    key, _, values = vary.partition("=")
+    for value in values.split(","):
+        yield f"{stem}-{key.rpartition('.')[2]}-{value}", [f"{key}={value}"]
 
 
 def rows(folders: dict[str, list[Path]], rounds: list[int]) -> Iterator[str]:
@@ -53,12 +65,14 @@ def main() -> None:
     parser.add_argument("--rounds", nargs="+", type=int, default=[1, 3, 5], help="which rounds the table shows")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--vary", metavar="KEY=VALUE,VALUE,...")
     options = parser.parse_args()
     folders: dict[str, list[Path]] = {}
     for seed in options.seeds:
         for file in options.files:
-            folders.setdefault(file.stem, []).append(run(file, seed, options.out, options.set))
-            print(f"{file.stem}, seed {seed}: done", flush=True)
+            for name, more in variants(file.stem, options.vary):
+                folders.setdefault(name, []).append(run(file, name, seed, options.out, [*options.set, *more]))
+                print(f"{name}, seed {seed}: done", flush=True)
     table = "\n".join(rows(folders, options.rounds))
     (options.out / "table.md").write_text(table + "\n", encoding="utf-8")
     write_report([run for runs in folders.values() for run in runs], options.out / "report.html")

@@ -129,3 +129,18 @@ def write_synthetic(
         tensors[f"synthetic:{client}/images"] = 1.4 * noise - 0.2
         tensors[f"synthetic:{client}/labels"] = np.repeat(np.arange(10), ipc)
     save_file(tensors, path)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change the first line of a metrics file."""
+    first, *rest = path.read_text().splitlines(keepends=True)
+    path.write_text(json.dumps(json.loads(first) | changes) + "\n" + "".join(rest))
+
+
+def change(run: Path, old: str, new: str) -> Path:
+    """Alter the experiment of a run's folder."""
+    toml = run / "experiment.toml"
+    text = toml.read_text()
+    assert old in text
+    toml.write_text(text.replace(old, new))
+    return run

@@ -84,12 +84,33 @@ class Unseeded(FedAvg):
         return reply.put(model=model), memory
 
 
+@dataclass(frozen=True, kw_only=True)
+class Boasting(FedAvg):
+    def score(self, inbox, site, memory, desk):
+        return super().score(inbox, site, memory, desk).put({"validation_correct": len(site.validation) + 1})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silent(FedAvg):
+    def score(self, inbox, site, memory, desk):
+        return super().score(inbox, site, memory, desk).drop("statistics:test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Telling(FedAvg):
+    def score(self, inbox, site, memory, desk):
+        return super().score(inbox, site, memory, desk).put(synthetic={"images": site.test.images})
+
+
 @pytest.mark.parametrize(
     ("broken", "clause"),
     [
         (Mutating, "inputs are not mutated"),
         (Weightless, "a reply carries its weight"),
         (Unseeded, "order of arrival|same bits"),
+        (Boasting, "scores are counts: the reply of score is refused: its validation counts are no counts: 7 of 6"),
+        (Silent, "scores are counts: score counts 0 test images, there are 6"),
+        (Telling, "scores are counts: score sends the group 'synthetic'"),
     ],
 )
 def test_a_broken_algorithm_is_told_its_clause(broken, clause):

@@ -1,3 +1,6 @@
+import os
+import time
+
 import pytest
 import torch
 
@@ -62,6 +65,24 @@ def test_processes_give_the_same_bits(algorithm):
     here, there = run(algorithm)[-1].state, run(algorithm, processes)[-1].state
     assert here.to_bytes() == there.to_bytes()
     assert processes.peak > 0
+
+
+def burn(seconds: float) -> int:
+    """Busy for so long; which process it was."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+    return os.getpid()
+
+
+@pytest.mark.slow
+def test_processes_tell_the_cpu_time_of_their_tasks():
+    processes = Processes(2)
+    began = time.process_time()
+    assert os.getpid() not in list(processes(burn, [0.2] * 4))
+    assert 0.8 <= processes.cpu_seconds < 1.6
+    # theirs is none of this process's
+    assert time.process_time() - began < processes.cpu_seconds
 
 
 def test_a_client_that_fails_is_a_value():

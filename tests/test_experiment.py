@@ -15,8 +15,9 @@ import tiny
 from fedstill.algorithms import ALGORITHMS
 from fedstill.algorithms.feddgm import FedDGM
 from fedstill.errors import InputError
-from fedstill.experiment import POOLED, Experiment, Method, starter
+from fedstill.experiment import Experiment, Method, starter
 from fedstill.settings import override
+from fedstill.sites import POOLED
 
 WRONG = [
     ({"model": {"widht": 3}}, "model.widht = 3: did you mean 'width'?"),
@@ -38,6 +39,19 @@ WRONG = [
     ({"algorithm": {"name": "no_such_module:X"}}, "algorithm.name = 'no_such_module:X': cannot import it"),
     ({"partition": {"alpha": 0}}, "partition.alpha = 0: must be above 0"),
     ({"partition": {"validation": 1}}, "partition.validation = 1: must be below 1"),
+    ({"partition": {"test": -0.1}}, "partition.test = -0.1: must be at least 0"),
+    (
+        {"partition": {"test": 0.9}},
+        "partition.validation = 0.1 and partition.test = 0.9 leave a client nothing to train on",
+    ),
+    ({"output": {"keep_synthetic": 0}}, "output.keep_synthetic = 0: must be at least 1"),
+    ({"output": {"trackers": "wandb"}}, "output.trackers = 'wandb': must be a list"),
+    ({"evaluate": {"gradients": 1}}, "evaluate.gradients = 1: must be true or false"),
+    ({"evaluate": {"gradient": True}}, "evaluate.gradient: no such key: did you mean 'gradients'?"),
+    ({"published": {"accuracy": {"resnet18": 73.7}}}, "published.accuracy.resnet18 = 73.7: must be at most 1"),
+    ({"published": {"accuracy": {"resnet18": -0.1}}}, "published.accuracy.resnet18 = -0.1: must be at least 0"),
+    ({"published": {"accuracy": {"resnet18": "73 %"}}}, "published.accuracy.resnet18 = '73 %': must be a number"),
+    ({"published": {"sorce": "x"}}, "published.sorce: no such key: did you mean 'source'?"),
     ({"engine": {"workers": 1.5}}, "engine.workers = 1.5: must be an integer"),
     ({"engine": {"device": "gpu"}}, "engine.device = 'gpu': must be 'auto', 'cpu', 'cuda' or 'mps'"),
     ({"rounds": True}, "rounds = true: must be an integer"),
@@ -150,6 +164,17 @@ def test_an_error_in_a_file_names_the_file(tmp_path):
         Experiment.read(file)
 
 
+def test_published_figures_are_written_only_where_there_are_some():
+    assert "[published]" not in starter("feddgm").to_toml()
+    table = {"source": 'FedDGM, "Table 1"', "accuracy": {"resnet18": 0.737, "ConvNet 5": 1}}
+    experiment = Experiment.from_table({"published": table})
+    text = experiment.to_toml()
+    assert tomllib.loads(text)["published"] == table
+    assert Experiment.from_table(tomllib.loads(text)) == experiment
+    overridden = override({}, ["published.accuracy.resnet18=0.7"])
+    assert Experiment.from_table(overridden).published.accuracy == {"resnet18": 0.7}
+
+
 def test_clients_hold_disjoint_rows_and_validation_is_held_out():
     parts = tiny.experiment(partition={"validation": 0.2}).build()
     held = sum(len(site.train) + len(site.validation) for site in parts.sites.values())
@@ -169,9 +194,16 @@ def test_a_ceiling_pools_the_very_rows_that_clients_train_on():
 
 def test_identity_knows_what_decides_results_and_nothing_else():
     one = tiny.experiment().build().identity
-    same = tiny.experiment(name="x", rounds=9, engine={"workers": 2}, output={"keep_synthetic": 9})
+    same = tiny.experiment(
+        name="x",
+        rounds=9,
+        engine={"workers": 2},
+        output={"keep_synthetic": 9, "trackers": ["wandb"]},
+        published={"source": "x", "accuracy": {"global": 0.5}},
+    )
     assert same.build().identity == one
-    for change in ({"seed": 1}, {"threads": 2}, {"cohort": 2}, {"model": {"width": 5}}, {"data": {"test_limit": 40}}):
+    changes = ({"seed": 1}, {"threads": 2}, {"cohort": 2}, {"model": {"width": 5}}, {"data": {"test_limit": 40}})
+    for change in (*changes, {"partition": {"test": 0.1}}):
         assert tiny.experiment(**change).build().identity != one
 
 

@@ -200,18 +200,20 @@ def test_every_setting_is_described() -> None:
     assert set(PARTITIONS) == {"iid", "dirichlet", "kshard", "kclass", "domain"}
 
 
-@given(label_lists, st.floats(0, 0.9), st.integers(0, 5))
+@given(label_lists, st.floats(0, 0.9), st.floats(0, 0.9), st.integers(0, 5))
 @QUICK
-def test_hold_out_is_seeded_disjoint_and_leaves_every_class(labels: list[int], fraction: float, seed: int) -> None:
+def test_hold_out_is_seeded_disjoint_and_leaves_every_class(
+    labels: list[int], fraction: float, test: float, seed: int
+) -> None:
     data, rows = shard(labels), range(0, len(labels), 2)
-    train, validation = hold_out(data, rows, fraction, Seed.root(seed))
-    assert sorted(train + validation) == list(rows)
-    assert {labels[row] for row in train} == {labels[row] for row in rows}
-    assert (train, validation) == hold_out(data, rows, fraction, Seed.root(seed))
-    if fraction == 0:
-        assert validation == ()
-    elif len(rows) > len({labels[row] for row in rows}):
-        assert validation
+    held = hold_out(data, rows, validation=fraction, test=test, seed=Seed.root(seed))
+    assert sorted(held.train + held.validation + held.test) == list(rows)
+    assert {labels[row] for row in held.train} == {labels[row] for row in rows}
+    assert held == hold_out(data, rows, validation=fraction, test=test, seed=Seed.root(seed))
+    assert held.validation == hold_out(data, rows, validation=fraction, test=0.0, seed=Seed.root(seed)).validation
+    spare = len(rows) - len({labels[row] for row in rows})
+    assert bool(held.validation) == (fraction > 0 and spare > 0)
+    assert bool(held.test) == (test > 0 and spare > len(held.validation))
 
 
 @given(label_lists, st.integers(0, 200), st.integers(0, 5))
@@ -253,7 +255,7 @@ def test_flower_partitioners_deal_in_a_run() -> None:
     assert list(first.clients) == ["c00", "c01", "c02", "c03"]
     assert all(complete(dealt, 1000) for dealt in (first, other, even))
     assert np.std(list(first.histogram.values())) > 3 * np.std(list(even.histogram.values()))
-    assert first.options == {"clients": 4, "validation": 0.1, "alpha": 0.1}
+    assert first.options == {"clients": 4, "validation": 0.1, "test": 0.0, "alpha": 0.1}
     assert Partition.from_json(json.loads(json.dumps(first.to_json()))) == first
     # no seed, no column to deal by
     assert complete(deal(kind="flwr:LinearPartitioner", clients=3), 1000)

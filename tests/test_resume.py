@@ -222,3 +222,5 @@ class Listener:
 
     def note(self, text) -> None:
         self.notes.append(text)
+
+    def closing(self, ending) -> None: ...

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +13,19 @@ from safetensors.torch import load_file
 
 import fedstill
 import tiny
-from fedstill import run as run_module
+from fedstill import cost as cost_module
+from fedstill import metrics as metrics_module
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.bundle import Bundle
 from fedstill.cost import estimate
 from fedstill.errors import InputError, RunError
-from fedstill.evaluate import Validation, accuracies, validate
+from fedstill.evaluate.scoring import ClientScore, ClientScores
 from fedstill.experiment import Experiment
 from fedstill.metrics import metrics_row
-from fedstill.rounds import Failure, Reply, Round
+from fedstill.output import thinned
+from fedstill.rounds import Round
 from fedstill.run import drive
+from fedstill.scores import Scores, score
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def test_a_run_leaves_what_it_promises(finished):
         f"{stem}.{end}" for stem in ("round-0003", "round-0004", "best") for end in ("json", "safetensors")
     }
     synthetic = {path.name for path in (finished.out / "synthetic").iterdir()}
-    assert synthetic == {f"round-000{n}{end}" for n in (1, 3, 4) for end in ("", ".safetensors")}
+    assert synthetic == {f"round-000{n}{end}" for n in (1, 2, 3, 4) for end in ("", ".safetensors")}
 
 
 def test_a_row_has_every_figure(finished):
@@ -65,7 +67,23 @@ def test_a_row_has_every_figure(finished):
     assert row["peak_memory"] > 10_000_000
     assert row["union"] == 30
     assert row["cohort"] == [client["client"] for client in row["clients"]] == ["c00", "c01", "c02"]
-    assert set(row["clients"][0]) == {"client", "examples", "loss", "matching", "validation"}
+    assert set(row["clients"][0]) == {"client", "examples", "loss", "matching", "validation", "test"}
+    assert row["test"] == {"correct": 0, "examples": 0, "mean": None}
+    assert row["clients"][0]["test"] is None
+    assert row["test_examples"] == 50
+    # one thread cannot be busy for longer than the round took; generous, for clocks that differ
+    assert 0 < row["cpu_seconds"] < 3 * sum(row["seconds"][phase] for phase in ("clients", "server", "evaluate"))
+    assert "theory" not in row
+
+
+def test_a_row_scores_every_model_on_the_common_test_images(finished):
+    row = json.loads((finished.out / "metrics.jsonl").read_text().splitlines()[-1])
+    model = fedstill.load_model(finished.out / "models" / "surrogate.safetensors")
+    found = score(model.network, tiny.experiment().build().data.test)
+    assert row["confusion"]["surrogate"] == found.confusion.tolist()
+    assert row["per_class"]["surrogate"] == list(found.per_class)
+    for name in ("accuracy", "balanced_accuracy", "calibration_error"):
+        assert row[name]["surrogate"] == getattr(found, name)
 
 
 def test_the_runs_own_copy_reads_back_with_versions(finished):
@@ -165,13 +183,14 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     ids=lambda value: type(value).__name__,
 )
 def test_what_the_machine_lacks_is_a_sentence(error, sentence, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "validate", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(metrics_module, "score_clients", lambda *_, **__: (_ for _ in ()).throw(error))
     with pytest.raises(RunError, match=f"{sentence}.*0 rounds are kept.*fedstill resume"):
         drive(tiny.experiment(), out=tmp_path)
 
 
 def test_a_defect_keeps_its_traceback(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "validate", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    defect = RuntimeError("shapes differ")
+    monkeypatch.setattr(metrics_module, "score_clients", lambda *_, **__: (_ for _ in ()).throw(defect))
     with pytest.raises(RuntimeError, match="shapes differ"):
         drive(tiny.experiment(), out=tmp_path)
 
@@ -192,8 +211,12 @@ def test_a_clients_defect_leaves_its_traceback_in_a_file_that_is_named(tmp_path,
 
 
 def test_the_models_of_the_selected_round_are_kept_beside_the_last(tmp_path, monkeypatch):
-    shares = {1: 0.5, 2: 0.9, 3: 0.1, 4: 1.0}
-    monkeypatch.setattr(run_module, "validate", lambda _, number, *__: Validation(clients={"c00": shares[number]}))
+    hits = {1: 5, 2: 9, 3: 1, 4: 10}
+
+    def score_clients(engine, number, *_, **__):
+        return ClientScores(clients={"c00": ClientScore(correct=hits[number], examples=10)})
+
+    monkeypatch.setattr(metrics_module, "score_clients", score_clients)
     drive(tiny.experiment(rounds=2), out=tmp_path)
     assert not (tmp_path / "models" / "best").exists()
     second = load_file(tmp_path / "models" / "global.safetensors")
@@ -241,13 +264,44 @@ def test_a_round_without_any_reply_ends_the_run_and_says_why(tmp_path):
 
 def test_a_cohort_of_some(tmp_path):
     drive(tiny.experiment(cohort=2, rounds=2), out=tmp_path)
-    assert all(len(row["cohort"]) == len(row["clients"]) == 2 for row in tiny.rows(tmp_path))
+    for row in tiny.rows(tmp_path):
+        # who was not in it was scored all the same, and stands behind those who were
+        assert [client["client"] for client in row["clients"]][:2] == row["cohort"]
+        assert ["examples" in client for client in row["clients"]] == [True, True, False]
+        assert all(client["validation"] is not None for client in row["clients"])
 
 
 def test_without_validation_images_nothing_is_scored_and_the_last_round_is_taken(tmp_path):
     done = drive(tiny.experiment(partition={"validation": 0.0}, rounds=2), out=tmp_path)
     assert done.selected_round == 2
     assert all(row["bytes_scoring"] == 0 and row["validation"]["mean"] is None for row in tiny.rows(tmp_path))
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 8])
+def test_what_is_thinned_as_a_run_goes_is_what_its_last_round_says(keep):
+    held: list[int] = []
+    for number in range(1, 70):
+        held = thinned([*held, number], number, keep)
+        assert held == thinned(range(1, number + 1), number, keep)
+        assert len(held) <= keep
+        assert held[-1] == number
+        assert keep == 1 or held[0] == 1
+        assert len(held) >= min(number, keep // 2 + 1)
+
+
+def test_rounds_without_a_set_and_leftovers_of_a_later_round_do_not_disturb_the_thinning():
+    assert thinned([3, 4, 6, 7], 7, 3) == [3, 7]
+    assert thinned([3, 5, 7, 8], 7, 3) == [3, 5, 7]
+
+
+def test_synthetic_sets_are_kept_by_the_round_and_not_by_the_interruption(tmp_path):
+    keeping = {"output": {"keep_synthetic": 3}}
+    drive(tiny.experiment(tiny.FEDDGM, rounds=5, **keeping), out=tmp_path / "straight")
+    for rounds in (2, 3, 5):
+        again = (tmp_path / "resumed").exists()
+        drive(tiny.experiment(tiny.FEDDGM, rounds=rounds, **keeping), out=tmp_path / "resumed", resume=again)
+    kept = [sorted(path.name for path in (tmp_path / run / "synthetic").iterdir()) for run in ("straight", "resumed")]
+    assert kept[0] == kept[1] == [f"round-000{n}{end}" for n in (1, 3, 5) for end in ("", ".safetensors")]
 
 
 @pytest.mark.slow
@@ -258,15 +312,20 @@ def test_two_processes_give_the_bits_of_one(tmp_path):
 
 
 def test_figures_that_are_not_finite_are_null(monkeypatch, tmp_path):
-    monkeypatch.setattr(run_module, "accuracies", lambda models, test, device: dict.fromkeys(models, math.nan))
+    none = Scores.none(10)
+    broken = Scores(none.confusion, none.bins + math.nan)
+    monkeypatch.setattr(metrics_module, "score_models", lambda models, test, device: dict.fromkeys(models, broken))
     drive(tiny.experiment(rounds=1), out=tmp_path)
-    assert tiny.rows(tmp_path)[0]["accuracy"] == {"global": None}
+    (row,) = tiny.rows(tmp_path)
+    assert row["accuracy"] == row["balanced_accuracy"] == row["calibration_error"] == {"global": None}
+    assert row["per_class"] == {"global": [None] * 10}
 
 
 def measured(**figures):
     """A line about a round in which the algorithm measured ``figures``."""
     each = Round(1, Bundle(), ("a",), figures, (), 0, 0, {"clients": 0.1, "server": 0.2}, True)
-    return metrics_row(each, {}, Validation(), {"evaluate": 0.3}, None)
+    seconds = {"evaluate": 0.3}
+    return metrics_row(each, {}, ClientScores(), theory=None, seconds=seconds, cpu_seconds=0.5, peak=None)
 
 
 def test_an_algorithms_figures_become_plain_numbers():
@@ -289,51 +348,15 @@ def test_an_algorithms_figures_do_not_replace_the_runs_own(figures, key):
         measured(**figures)
 
 
-@dataclass(frozen=True)
-class FakeEngine:
-    answers: tuple[Reply | Failure, ...]
-
-    def clients(self):
-        return [answer.client for answer in self.answers]
-
-    def work(self, number, outbox, task):
-        assert task == "score"
-        assert all(set(message.groups) == {"model"} for message in outbox.values())
-        yield from self.answers
-
-
-def test_validation_is_an_unweighted_mean_over_clients_that_have_images():
-    def answer(client: str, correct: int, examples: int) -> Reply:
-        return Reply(client, Bundle().put({"validation_correct": correct, "validation_examples": examples}))
-
-    engine = FakeEngine((answer("b", 1, 2), answer("a", 30, 30), answer("c", 0, 0), Failure("d", "was away")))
-    state = Bundle().put(model={"w": torch.zeros(3)}, gradient={"g": torch.zeros(9)})
-    found = validate(engine, 1, state, engine.clients())
-    assert found.mean == 0.75
-    assert (found.correct, found.examples) == (31, 32)
-    assert dict(found.clients) == {"a": 1.0, "b": 0.5, "c": None}
-    assert found.nbytes == 4 * 12 + 3 * 16
-    assert [failure.client for failure in found.failures] == ["d"]
-
-
-def test_a_state_without_a_model_is_not_scored():
-    assert validate(FakeEngine(()), 1, Bundle(), []).mean is None
-
-
-def test_accuracies_leave_no_trace(finished):
-    parts = tiny.experiment(tiny.FEDDGM).build()
-    models = parts.algorithm.models(parts.start)
-    assert accuracies(models, parts.data.test, device="cpu") == accuracies(models, parts.data.test, device="cpu")
-
-
 @pytest.mark.parametrize("algorithm", [tiny.FEDAVG, tiny.FEDDGM], ids=lambda options: options["name"])
-def test_a_dry_run_counts_bytes_and_parameters_exactly(algorithm, tmp_path):
-    experiment = tiny.experiment(algorithm, rounds=1)
+@pytest.mark.parametrize("partition", [{}, {"test": 0.2}, {"validation": 0.0}], ids=str)
+def test_a_dry_run_counts_bytes_and_parameters_exactly(algorithm, partition, tmp_path):
+    experiment = tiny.experiment(algorithm, rounds=1, partition=partition)
     cost = estimate(experiment)
     drive(experiment, out=tmp_path)
     row = tiny.rows(tmp_path)[0]
     assert (cost.bytes_up, cost.bytes_down, cost.cohort) == (row["bytes_up"], row["bytes_down"], 3)
-    assert cost.bytes_scoring == pytest.approx(row["bytes_scoring"], abs=100)
+    assert cost.bytes_scoring == row["bytes_scoring"]
     name = next(iter(row["accuracy"]))
     weights = load_file(tmp_path / "models" / f"{name}.safetensors")
     assert cost.parameters == {name: sum(tensor.numel() for tensor in weights.values())}
@@ -341,6 +364,14 @@ def test_a_dry_run_counts_bytes_and_parameters_exactly(algorithm, tmp_path):
         client["client"]: client["examples"] for client in row["clients"]
     }
     assert cost.total_seconds > 0
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_dry_run_times_gradients_where_they_are_asked_for(asked, monkeypatch):
+    timed = []
+    monkeypatch.setattr(cost_module, "mean_gradient", lambda network, shards, device: timed.append(shards))
+    estimate(tiny.experiment(tiny.FEDDGM, evaluate={"gradients": asked}))
+    assert bool(timed) == asked
 
 
 def test_bytes_in_total_are_those_of_a_round_times_the_rounds():

@@ -8,6 +8,8 @@ from typing import Any
 
 from fedstill.experiment import Experiment
 
+MEASURED_ANEW = ("seconds", "cpu_seconds", "peak_memory")
+
 FEDAVG = {"name": "fedavg", "epochs": 2, "lr": 0.1, "batch": 16}
 FEDDGM = {
     "name": "feddgm",
@@ -49,7 +51,7 @@ def experiment(algorithm: dict[str, Any] = FEDAVG, **settings: Any) -> Experimen
 def rows(out: Path) -> list[dict[str, Any]]:
     """``metrics.jsonl`` without times and memory, which alone may differ between two runs."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("seconds", "peak_memory")} for line in lines]
+    return [{key: value for key, value in line.items() if key not in MEASURED_ANEW} for line in lines]
 
 
 def result(out: Path) -> dict[str, Any]:

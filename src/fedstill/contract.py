@@ -20,6 +20,7 @@ from fedstill.bundle import Bundle
 from fedstill.data.shard import Normalisation, Shard
 from fedstill.engines.local import LocalEngine
 from fedstill.engines.memory import Memory
+from fedstill.evaluate.scoring import score_clients, scoring_message
 from fedstill.generators.pixels import Pixels
 from fedstill.models.architecture import Architecture
 from fedstill.rounds import Algorithm, Desk, Failure, Reply, Round, Site, World, rounds
@@ -73,6 +74,19 @@ class _Shuffled:
     def work(self, number: int, outbox: Mapping[str, Bundle], task: str) -> Iterator[Reply | Failure]:
         for answer in reversed(list(self.inner.work(number, outbox, task))):
             yield Failure(answer.client, "was absent") if answer.client == self.absent else answer
+
+
+@dataclass(frozen=True)
+class _Answering:
+    """An engine whose one client has answered already."""
+
+    reply: Reply
+
+    def clients(self) -> Sequence[str]:
+        return [self.reply.client]
+
+    def work(self, number: int, outbox: Mapping[str, Bundle], task: str) -> Iterator[Reply | Failure]:
+        yield self.reply
 
 
 def check_algorithm(factory: Callable[..., Algorithm], options: Mapping[str, Any] | None = None) -> list[str]:
@@ -218,15 +232,24 @@ def _models(algorithm: Algorithm) -> str | None:
 
 def _scores(algorithm: Algorithm) -> str | None:
     state = _run(algorithm, _engine(algorithm), until=1)[-1].state
-    inbox = Bundle({name: group for name, group in state.groups.items() if name == "model"})
-    site = replace(tiny_sites()["c00"], validation=tiny_sites()["c00"].validation.take([]))
-    if "model" not in inbox.groups:
+    message = scoring_message(state)
+    if message is None:
         return None
-    numbers = algorithm.score(inbox, site, Bundle(), _desk()).numbers
-    for name in (name for name in numbers if name.endswith("_examples")):
-        if not 0 <= numbers[name.replace("_examples", "_correct")] <= numbers[name]:
-            return f"{name} = {numbers[name]} with {numbers[name.replace('_examples', '_correct')]} correct"
-    return None if numbers.get("test_examples") == len(site.test) else "score gives no test_examples and test_correct"
+    whole = tiny_sites()["c00"]
+    none = whole.test.take([])
+    for site in (whole, replace(whole, validation=none), replace(whole, test=none)):
+        reply = algorithm.score(message, site, Bundle(), _desk())
+        if foreign := [name for name in reply.groups if name.partition(":")[0] != "statistics"]:
+            return f"score sends the group '{foreign[0]}', and only groups of the kind 'statistics' hold counts"
+        engine = _Answering(Reply("c00", reply))
+        found = score_clients(engine, 1, state, ["c00"], classes=len(whole.test.classes))
+        if found.failures:
+            return f"the reply of score is refused: {found.failures[0].reason}"
+        if found.validation.examples != len(site.validation):
+            return f"score counts {found.validation.examples} validation images, there are {len(site.validation)}"
+        if found.test.examples != len(site.test):
+            return f"score counts {found.test.examples} test images, there are {len(site.test)}"
+    return None
 
 
 def _pickles(algorithm: Algorithm) -> str | None:

@@ -11,9 +11,10 @@ from typing import Any
 
 from fedstill.bundle import Bundle
 from fedstill.errors import RunError
-from fedstill.evaluate import accuracies
+from fedstill.evaluate.scoring import has_own_images, score_models, scoring_message
+from fedstill.evaluate.theory import mean_gradient
 from fedstill.experiment import Experiment, Parts
-from fedstill.rounds import Algorithm, Desk, Reply, Site, cohort_size
+from fedstill.rounds import Algorithm, Desk, Reply, Site, Trained, cohort_size
 from fedstill.runtime import peak_memory, pick_device, prepare
 from fedstill.seeds import Seed
 
@@ -21,6 +22,9 @@ __all__ = ["Cost", "estimate"]
 
 TIMED_STEPS = 3
 """Distillation steps in the longer of two timed tries; what both have in common (start, end, setting up) cancels."""
+
+TIMED_IMAGES = 100
+"""Images of a timed gradient, at most."""
 
 TIMED_CLIENTS = 10
 """Clients whose sets make up the union of a timed epoch, at most."""
@@ -37,7 +41,7 @@ class Cost:
         cohort: clients asked in a round.
         rounds: in all.
         bytes_down, bytes_up: payload of a round, without scoring.
-        bytes_scoring: payload of a round's validation.
+        bytes_scoring: payload of a round's scores, there and back.
         seconds: of a round, by phase, spread over the workers.
         memory: peak of a process that did one small step of everything, in bytes; None where the system does not tell.
         workers: processes; each takes about ``memory``.
@@ -97,12 +101,13 @@ def estimate(experiment: Experiment) -> Cost:
     seconds = {"clients": local.per_image * examples * epochs / min(workers, asked)}
     seconds |= _server(parts, algorithm, local.reply, desk, asked=asked, workers=workers)
     models = parts.algorithm.models(parts.start)
+    scoring = _timed_scoring(parts, algorithm, desk)
     began = time.perf_counter()
-    accuracies(models, parts.data.test, device=device)
-    seconds["evaluate"] = time.perf_counter() - began
-
-    validating = sum(1 for each in parts.sites.values() if len(each.validation))
-    scored = sum(tensor.nbytes for tensor in parts.start.groups.get("model", {}).values())
+    score_models(models, parts.data.test, device=device)
+    seconds["evaluate"] = time.perf_counter() - began + scoring.seconds / workers
+    if experiment.evaluate.gradients:
+        synthetic = asked * len(parts.world.classes) * getattr(parts.algorithm, "ipc", 0)
+        seconds["evaluate"] += _timed_gradients(parts, device, synthetic=synthetic)
     return Cost(
         histogram={name: each.train.histogram() for name, each in parts.sites.items()},
         classes=parts.world.classes,
@@ -114,7 +119,7 @@ def estimate(experiment: Experiment) -> Cost:
         rounds=experiment.rounds,
         bytes_down=asked * inbox.nbytes,
         bytes_up=asked * local.reply.bundle.nbytes,
-        bytes_scoring=validating * scored,
+        bytes_scoring=scoring.nbytes,
         seconds=seconds,
         memory=peak_memory(),
         workers=workers,
@@ -138,6 +143,52 @@ def _timed_local(algorithm: Algorithm, inbox: Bundle, site: Site, client: str, d
     if not bundle.finite():
         raise RunError("the first local step gives numbers that are not finite: use a smaller algorithm.lr")
     return _Local(Reply(client, bundle.detached()), seconds / batch)
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    nbytes: int
+    seconds: float
+
+
+def _timed_scoring(parts: Parts, algorithm: Algorithm, desk: Desk) -> _Scoring:
+    """Of all clients: bytes counted, and seconds as if on one process."""
+    message = scoring_message(parts.start)
+    sites = [each for each in parts.sites.values() if has_own_images(each)]
+    if message is None or not sites:
+        return _Scoring(0, 0.0)
+    # what a client sends depends on which kinds of images it has, not on how many; the largest of each kind is timed
+    largest = {_kinds(each): each for each in sorted(sites, key=_own_images)}
+    began = time.perf_counter()
+    sizes = {kinds: algorithm.score(message, each, Bundle(), desk).nbytes for kinds, each in largest.items()}
+    per_image = (time.perf_counter() - began) / sum(map(_own_images, largest.values()))
+    return _Scoring(
+        nbytes=sum(message.nbytes + sizes[_kinds(each)] for each in sites),
+        seconds=per_image * sum(map(_own_images, sites)),
+    )
+
+
+def _kinds(site: Site) -> tuple[bool, bool]:
+    return len(site.validation) > 0, len(site.test) > 0
+
+
+def _own_images(site: Site) -> int:
+    return len(site.validation) + len(site.test)
+
+
+def _timed_gradients(parts: Parts, device: str, *, synthetic: int) -> float:
+    """Seconds of a round's gradients: on all clients' images once, as the next round begins where this one ends, and twice on
+    ``synthetic`` images."""
+    if "model" not in parts.start.groups:
+        return 0.0
+    _, site = _middle(parts.sites)
+    some = site.train.take(range(min(len(site.train), TIMED_IMAGES)))
+    network = Trained(parts.world.architecture, parts.start.groups["model"]).module()
+    mean_gradient(network, [some], device=device)
+    began = time.perf_counter()
+    mean_gradient(network, [some], device=device)
+    per_image = (time.perf_counter() - began) / len(some)
+    return per_image * (sum(len(each.train) for each in parts.sites.values()) + 2 * synthetic)
 
 
 def _server(

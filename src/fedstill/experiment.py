@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, create_model
 
 from fedstill.algorithms import ALGORITHMS
 from fedstill.bundle import Bundle
-from fedstill.data.partition import Partition, PartitionSettings, hold_out, partition
-from fedstill.data.shard import Shard
+from fedstill.conduct import EngineSettings, EvaluateSettings, OutputSettings, PublishedSettings
+from fedstill.data.partition import Partition, PartitionSettings, partition
 from fedstill.data.sources import DataSettings, Loaded, load
 from fedstill.errors import InputError
 from fedstill.generators import PRIORS
@@ -27,11 +27,11 @@ from fedstill.models.choice import Choice, NetworkChoice
 from fedstill.rounds import CLIENT_NAME, Algorithm, Desk, Site, World, cohort_size
 from fedstill.seeds import Seed
 from fedstill.settings import options, override, read_toml, toml_table, validated
+from fedstill.sites import Uses, build_sites, plan_uses
 from fedstill.tables import resolve
 
-__all__ = ["EngineSettings", "Experiment", "Method", "OutputSettings", "Parts", "starter"]
+__all__ = ["Experiment", "Method", "Parts", "starter"]
 
-POOLED = "pooled"
 _DEFAULT_NAMES: Mapping[str, str] = {"model": "convnet", "algorithm": "feddgm"}
 PROVENANCE = "provenance"
 
@@ -65,6 +65,11 @@ class Method:
     def pooled(self) -> bool:
         """Whether all data lie on one site."""
         return self.name in ALGORITHMS and ALGORITHMS[self.name].pooled
+
+    @property
+    def may_distil(self) -> bool:
+        """Whether the server's state may hold synthetic sets; of the user's own that is not known."""
+        return self.name not in ALGORITHMS or ALGORITHMS[self.name].distils
 
     def build(self, world: World) -> Algorithm:
         """The algorithm itself."""
@@ -118,31 +123,6 @@ def _options_model(name: str) -> type[BaseModel]:
     return create_model("Options", __config__=config, **fields)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """The ``[engine]`` table: where the work is done. It never changes a result, and is no part of an experiment's identity."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    kind: Annotated[Literal["local"], Field(description="local = clients in this machine's memory")] = "local"
-    workers: Annotated[int, Field(ge=1, le=1024, description="processes that share the work")] = 1
-    device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"],
-        Field(description="auto | cpu | cuda | mps; auto takes the best there is"),
-    ] = "auto"
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputSettings:
-    """The ``[output]`` table: what a run keeps."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    keep_synthetic: Annotated[
-        int, Field(ge=1, description="newest rounds whose distilled sets are kept, beside the first round's")
-    ] = 2
-
-
 @dataclass(frozen=True)
 class Parts:
     """What a run is made of.
@@ -153,7 +133,7 @@ class Parts:
         world: network, classes, normalisation.
         data: all images, clean test images among them.
         partition: who holds what.
-        validation: rows of each client's that are kept out of training.
+        uses: which of its rows a client trains on, chooses by and is tested on.
         cohort: clients a round, as :func:`fedstill.rounds.rounds` takes it.
         start: the server's state before the first round.
         identity: all that decides the run's results, by name: equal identities, equal results.
@@ -164,7 +144,7 @@ class Parts:
     world: World
     data: Loaded
     partition: Partition
-    validation: Mapping[str, tuple[int, ...]]
+    uses: Uses
     cohort: float | int
     start: Bundle
     identity: Mapping[str, Any]
@@ -205,7 +185,9 @@ class Experiment:
         default_factory=lambda: Method.parse({"name": _DEFAULT_NAMES["algorithm"]})
     )
     engine: EngineSettings = field(default_factory=EngineSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
+    published: PublishedSettings = field(default_factory=PublishedSettings)
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -244,21 +226,23 @@ class Experiment:
     def _lines(self, provenance: Mapping[str, str] | None) -> Iterator[str]:
         plain = {key: value for key in _SCALARS if (value := getattr(self, key)) is not None}
         yield from toml_table(plain, options(Experiment))
-        for name in ("data", "partition"):
-            yield from ("", f"[{name}]")
-            settings = getattr(self, name)
-            yield from toml_table(asdict(settings), options(type(settings)))
+        yield from self._tables("data", "partition")
         yield from ("", "[model]")
         yield from toml_table(self.model.flat(), [])
         yield from ("", "[algorithm]")
         yield from toml_table(self.algorithm.table(), options(type(self.algorithm.options)))
-        for name in ("engine", "output"):
-            yield from ("", f"[{name}]")
-            settings = getattr(self, name)
-            yield from toml_table(asdict(settings), options(type(settings)))
+        yield from self._tables("engine", "evaluate", "output")
+        if self.published != PublishedSettings():
+            yield from self._tables("published")
         if provenance is not None:
             yield from ("", f"[{PROVENANCE}]")
             yield from toml_table(provenance, [])
+
+    def _tables(self, *names: str) -> Iterator[str]:
+        for name in names:
+            yield from ("", f"[{name}]")
+            settings = getattr(self, name)
+            yield from toml_table(asdict(settings), options(type(settings)))
 
     def anchored(self) -> Experiment:
         """The same with absolute paths, so that a run's own copy can be read from any folder."""
@@ -275,6 +259,11 @@ class Experiment:
         Raises:
             InputError: whatever of data, partition, network and algorithm does not fit together; one sentence.
         """
+        if self.evaluate.gradients and not self.algorithm.may_distil:
+            raise InputError(
+                f"evaluate.gradients = true: '{self.algorithm.name}' makes no synthetic set whose gradient could be "
+                "compared; set it to false"
+            )
         root = Seed.root(self.seed)
         loaded = load(self.data, root.at("data"))
         train = loaded.train
@@ -283,8 +272,8 @@ class Experiment:
         architecture.check()
         world = World(architecture.resolved(), train.classes, train.normalisation)
         algorithm = self.algorithm.build(world)
-        rows = self._held_out(train, dealt, root.at("validation"))
-        sites = self._sites(train, rows)
+        uses = plan_uses(self.partition, loaded, dealt, root.at("validation"))
+        sites = build_sites(uses, loaded, pooled=self.algorithm.pooled)
         cohort = 1.0 if self.algorithm.pooled else self.cohort
         cohort_size(cohort, tuple(sites), self.quorum)
         start = algorithm.init(tuple(sites), Desk(root.at("run", "init"))).detached()
@@ -297,7 +286,7 @@ class Experiment:
             world=world,
             data=loaded,
             partition=dealt,
-            validation={client: held for client, (_, held) in rows.items()},
+            uses=uses,
             cohort=cohort,
             start=start,
             identity=self._identity(loaded, dealt),
@@ -313,26 +302,6 @@ class Experiment:
             key="model",
         )
 
-    def _held_out(
-        self, train: Shard, dealt: Partition, seed: Seed
-    ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Rows for training and for validation, by client."""
-        rows = {
-            client: hold_out(train, held, self.partition.validation, seed.at(client))
-            for client, held in dealt.clients.items()
-        }
-        for client, (kept, _) in rows.items():
-            if not kept:
-                raise InputError(f"partition: client '{client}' has no training image; give fewer clients or more data")
-        return rows
-
-    def _sites(self, train: Shard, rows: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> dict[str, Site]:
-        none = train.take([])
-        if self.algorithm.pooled:
-            pooled = [sorted(row for pair in rows.values() for row in pair[side]) for side in (0, 1)]
-            return {POOLED: Site(train.take(pooled[0]), train.take(pooled[1]), none)}
-        return {client: Site(train.take(kept), train.take(held), none) for client, (kept, held) in rows.items()}
-
     def _identity(self, loaded: Loaded, dealt: Partition) -> dict[str, Any]:
         settings = {
             "seed": self.seed,
@@ -345,6 +314,8 @@ class Experiment:
             "images and labels": _digest(loaded),
             "who holds what": dealt.hash,
         }
+        if not self.partition.test:
+            del settings["partition.test"]  # checkpoints that are older than this key know no such share
         # a prior is part of the experiment by what its file holds, not by where it lies or what it is called
         for key, value in settings.items():
             if key.startswith("algorithm.") and (_is_prior_file(value) or _is_shipped(value)):

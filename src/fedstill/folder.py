@@ -12,6 +12,7 @@ from fedstill.experiment import PROVENANCE
 from fedstill.settings import read_toml
 
 __all__ = [
+    "EVALUATION",
     "EXPERIMENT",
     "FAILURES",
     "LOCK",
@@ -20,6 +21,7 @@ __all__ = [
     "PARTITION",
     "REPORT",
     "SUMMARY",
+    "TRACKING",
     "check",
     "clear",
     "locked",
@@ -27,16 +29,31 @@ __all__ = [
     "resume_command",
 ]
 
-EXPERIMENT, METRICS, PARTITION, SUMMARY, REPORT, FAILURES, LOCK = (
+EXPERIMENT, METRICS, PARTITION, SUMMARY, REPORT, EVALUATION, FAILURES, TRACKING, LOCK = (
     "experiment.toml",
     "metrics.jsonl",
     "partition.json",
     "summary.json",
     "report.html",
+    "evaluation.json",
     "failures.log",
+    "trackers",
     ".lock",
 )
-OURS = ("checkpoints", "memory", "synthetic", "models", REPORT, SUMMARY, METRICS, PARTITION, FAILURES, EXPERIMENT)
+OURS = (
+    "checkpoints",
+    "memory",
+    "synthetic",
+    "models",
+    TRACKING,
+    REPORT,
+    EVALUATION,
+    SUMMARY,
+    METRICS,
+    PARTITION,
+    FAILURES,
+    EXPERIMENT,
+)
 """What a run writes, in the order in which it is removed: without its experiment, a folder holds no run."""
 
 

@@ -1,20 +1,27 @@
-"""A line of ``metrics.jsonl``: all that was measured in a round."""
+"""What is measured of every round, and its line of ``metrics.jsonl``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from fedstill.bundle import Bundle
 from fedstill.errors import RunError
-from fedstill.evaluate import Validation
+from fedstill.evaluate.scoring import ClientScore, ClientScores, has_own_images, score_clients, score_models
+from fedstill.evaluate.theory import Pull, Theory, compare
+from fedstill.experiment import Parts
 from fedstill.folder import FAILURES
-from fedstill.rounds import Failure, Round
+from fedstill.rounds import Engine, Failure, Round
+from fedstill.runtime import Processes, peak_memory
+from fedstill.scores import Scores
 
-__all__ = ["metrics_row", "reason"]
+__all__ = ["Measured", "measure", "metrics_row", "reason"]
 
 
 def reason(failure: Failure) -> str:
@@ -22,14 +29,93 @@ def reason(failure: Failure) -> str:
     return f"{failure.reason} (traceback in {FAILURES})" if failure.detail else failure.reason
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A round, what the clients found, and its line of ``metrics.jsonl``."""
+
+    round: Round
+    clients: ClientScores
+    row: dict[str, Any]
+
+
+def measure(
+    done: Iterable[Round],
+    parts: Parts,
+    engine: Engine,
+    *,
+    state: Bundle,
+    device: str,
+    gradients: bool,
+    processes: Processes | None,
+    note: Callable[[str], None],
+) -> Iterator[Measured]:
+    """Measure rounds as they are done.
+
+    Args:
+        done: the rounds.
+        parts: what the run is made of.
+        engine: where clients score.
+        state: the server's before the first of the rounds.
+        device: where to compute.
+        gradients: compare the synthetic union's gradient with that of all clients' training images.
+        processes: the run's workers, if any.
+        note: hears what cannot be measured, once.
+    """
+    scored = [client for client, site in parts.sites.items() if has_own_images(site)]
+    real = [site.train for site in parts.sites.values()]
+    pull: Pull | None = None
+    noted = False
+    busy = _cpu_seconds(processes)
+    for each in done:
+        began = time.perf_counter()
+        models = score_models(parts.algorithm.models(each.state), parts.data.test, device=device)
+        clients = score_clients(engine, each.number, each.state, scored, classes=len(parts.world.classes))
+        theory: Theory | None = None
+        if gradients and each.aggregated:
+            theory, pull = compare(parts.world, state, each.state, real, device=device, known=pull)
+            if theory is None and not noted:
+                note(f"round {each.number} left no synthetic set: evaluate.gradients has nothing to compare")
+                noted = True
+        state = each.state
+        peaks = [peak for peak in (peak_memory(), processes.peak if processes else None) if peak]
+        row = metrics_row(
+            each,
+            models,
+            clients,
+            theory=theory,
+            seconds={"evaluate": time.perf_counter() - began},
+            cpu_seconds=_cpu_seconds(processes) - busy,
+            peak=max(peaks, default=None),
+        )
+        yield Measured(each, clients, row)
+        busy = _cpu_seconds(processes)  # to keep and tell a round is no part of it
+
+
+def _cpu_seconds(processes: Processes | None) -> float:
+    """CPU time so far, of this process and of its workers' tasks."""
+    return time.process_time() + (processes.cpu_seconds if processes else 0.0)
+
+
 def metrics_row(
     each: Round,
-    accuracy: Mapping[str, float],
-    validation: Validation,
+    models: Mapping[str, Scores],
+    clients: ClientScores,
+    *,
+    theory: Theory | None,
     seconds: Mapping[str, float],
+    cpu_seconds: float,
     peak: int | None,
 ) -> dict[str, Any]:
-    """One line of ``metrics.jsonl``: plain numbers, null where one is not finite.
+    """One line of ``metrics.jsonl``: plain numbers, null where one is not finite or there is nothing to take it from.
+
+    Args:
+        each: the round.
+        models: scores on the common test images.
+        clients: scores on the clients' own images; of all that were asked, in the cohort or not.
+        theory: gradients compared, where that was asked for and the round has a synthetic set.
+        seconds: wall time of phases that the round itself does not know.
+        cpu_seconds: CPU time of this process and its workers.
+        peak: largest resident size of a process, in bytes.
 
     Raises:
         RunError: the algorithm names a figure as the run names one of its own.
@@ -38,27 +124,61 @@ def metrics_row(
     measured = figures.pop("clients", {})
     row = {
         "round": each.number,
-        "accuracy": accuracy,
+        **_model_figures(models),
         "loss": figures.pop("loss", {}),
-        "validation": {"correct": validation.correct, "examples": validation.examples, "mean": validation.mean},
+        "validation": asdict(clients.validation),
+        "test": asdict(clients.test),
         "bytes_up": each.bytes_up,
         "bytes_down": each.bytes_down,
-        "bytes_scoring": validation.nbytes,
+        "bytes_scoring": clients.nbytes,
         "seconds": _joined({**each.seconds, **seconds}, figures.pop("seconds", {}), "seconds."),
+        "cpu_seconds": cpu_seconds,
         "peak_memory": peak,
         "cohort": list(each.cohort),
         "aggregated": each.aggregated,
         "clients": [
-            _joined({"client": client, "validation": validation.clients.get(client)}, values, "clients.")
-            for client, values in measured.items()
+            _joined(_client_figures(client, clients.clients.get(client)), measured.get(client, {}), "clients.")
+            for client in (*measured, *(client for client in clients.clients if client not in measured))
         ],
         "failures": [
             *({"client": failure.client, "reason": reason(failure)} for failure in each.failures),
-            *({"client": failure.client, "reason": f"no score: {reason(failure)}"} for failure in validation.failures),
+            *({"client": failure.client, "reason": f"no score: {reason(failure)}"} for failure in clients.failures),
         ],
+        **({} if theory is None else {"theory": asdict(theory)}),
     }
     plain: dict[str, Any] = _plain(_joined(row, figures, ""))
     return plain
+
+
+def _model_figures(models: Mapping[str, Scores]) -> dict[str, Any]:
+    """On the common test images, of which every model saw the same."""
+    return {
+        "accuracy": {name: scores.accuracy for name, scores in models.items()},
+        "balanced_accuracy": {name: scores.balanced_accuracy for name, scores in models.items()},
+        "calibration_error": {name: scores.calibration_error for name, scores in models.items()},
+        "per_class": {name: scores.per_class for name, scores in models.items()},
+        "confusion": {name: scores.confusion for name, scores in models.items()},
+        "test_examples": max((scores.examples for scores in models.values()), default=0),
+    }
+
+
+def _client_figures(client: str, found: ClientScore | None) -> dict[str, Any]:
+    """On its own images; null for what it has none of, or gave no score of."""
+    test = found.test if found else None
+    return {
+        "client": client,
+        "validation": found.validation if found else None,
+        "test": None
+        if test is None
+        else {
+            "correct": test.correct,
+            "examples": test.examples,
+            "accuracy": test.accuracy,
+            "balanced_accuracy": test.balanced_accuracy,
+            "calibration_error": test.calibration_error,
+            "per_class": test.per_class,
+        },
+    }
 
 
 def _joined(own: Mapping[str, Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from fedstill.data.grid import grid
 from fedstill.errors import RunError
 from fedstill.files import aside, numbered, round_stem
 
-__all__ = ["append_line", "save_synthetic", "whole_lines"]
+__all__ = ["append_line", "save_sheet", "save_synthetic", "thinned", "whole_lines"]
 
 
 def append_line(path: Path, line: str) -> None:
@@ -41,7 +42,7 @@ def whole_lines(path: Path) -> list[bytes]:
 
 
 def save_synthetic(folder: Path, number: int, state: Bundle, *, classes: tuple[str, ...], keep: int) -> None:
-    """Write the distilled sets of a round, a picture a client with a row a class; drop old ones, but never the first.
+    """Write the distilled sets of a round, a picture a client with a row a class; drop those of :func:`thinned` rounds.
 
     A state without distilled sets leaves nothing.
     """
@@ -54,9 +55,27 @@ def save_synthetic(folder: Path, number: int, state: Bundle, *, classes: tuple[s
     Bundle().put(**{f"synthetic:{client}": group for client, group in sets.items()}).save(
         folder / f"{stem}.safetensors"
     )
-    for old in numbered(folder, ".safetensors")[1:-keep]:
-        shutil.rmtree(folder / round_stem(old), ignore_errors=True)
-        (folder / f"{round_stem(old)}.safetensors").unlink(missing_ok=True)
+    there = numbered(folder, ".safetensors")
+    kept = thinned(there, number, keep)
+    for old in there:
+        if old not in kept:
+            shutil.rmtree(folder / round_stem(old), ignore_errors=True)
+            (folder / f"{round_stem(old)}.safetensors").unlink(missing_ok=True)
+
+
+def thinned(there: Sequence[int], newest: int, keep: int) -> list[int]:
+    """At most ``keep`` of the rounds ``there``: the newest, the first, and others spread evenly.
+
+    From the first on, every s-th round and ``newest``, where s is the smallest power of two that leaves few enough. As s
+    only grows, what is kept after round n was kept after round n − 1 or is round n: a run that is thinned as it goes keeps
+    what its last round says, wherever it was interrupted. Rounds above ``newest`` are leftovers of a run that was set back.
+    """
+    if keep == 1:
+        return [newest]
+    first, stride = min(there), 1
+    while len(kept := [*range(first, newest, stride), newest]) > keep:
+        stride *= 2
+    return [number for number in kept if number in there]
 
 
 def save_sheet(path: Path, group: Group, classes: tuple[str, ...]) -> None:

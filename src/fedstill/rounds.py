@@ -89,7 +89,7 @@ class World:
 
 @dataclass(frozen=True)
 class Site:
-    """One client's data; ``validation`` and ``test`` may be empty."""
+    """One client's data: to train on, to choose by, and its own to be tested on; the latter two may be empty."""
 
     train: Shard
     validation: Shard
@@ -104,13 +104,20 @@ class Desk:
         seed: this piece of work's own place in the tree of streams.
         device: where tensors are computed on.
         map: keeps order; spreads independent pieces.
-        progress: ``progress(phase, done, total)``.
+        progress: ``progress(phase, done, total)``. A phase is one word (``local``, ``score``, ``distil``, ``train``,
+            ``evaluate``), counted in clients or networks. A second word is what of it is at work, with a count of its own:
+            ``distil c04`` in steps, ``train resnet18`` in epochs. A total of 0 is one that is not known.
     """
 
     seed: Seed
     device: str = "cpu"
     map: Map = serial
     progress: Callable[[str, int, int], None] = _silent
+
+    @property
+    def steps(self) -> Callable[[str, int, int], None]:
+        """``progress`` for pieces of work that ``map`` spreads: a worker process cannot call back, so there it is silent."""
+        return self.progress if self.map is serial else _silent
 
     def at(self, *names: object) -> Desk:
         """The same desk at a place further down the tree."""

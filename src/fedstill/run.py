@@ -12,51 +12,31 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-
-from fedstill import checkpoint, folder, runtime
+from fedstill import checkpoint, folder
 from fedstill.bundle import Bundle
 from fedstill.engines.local import LocalEngine
 from fedstill.engines.memory import Memory
 from fedstill.errors import InputError, RunError
-from fedstill.evaluate import Validation, accuracies, validate
 from fedstill.experiment import PROVENANCE, Experiment, Parts
 from fedstill.files import sweep, write_bytes, write_json, write_text
 from fedstill.folder import EXPERIMENT, FAILURES, METRICS, PARTITION, REPORT, SUMMARY, resume_command
-from fedstill.metrics import metrics_row, reason
+from fedstill.metrics import Measured, measure, reason
 from fedstill.models.files import save_model
 from fedstill.output import append_line, save_synthetic, whole_lines
+from fedstill.reporter import Ending, Opening, Reporter, Silent
 from fedstill.rounds import Desk, Failure, Round, rounds, serial
-from fedstill.runtime import Processes, describe, peak_memory, pick_device
+from fedstill.runtime import Processes, describe, pick_device, prepared
 from fedstill.seeds import Seed
 from fedstill.settings import read_toml
+from fedstill.trackers import tracked
 
-__all__ = ["Finished", "Opening", "Reporter", "Silent", "drive"]
+__all__ = ["Finished", "drive"]
 
 MODELS, BEST = "models", "best"
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What a reporter hears before the first round.
-
-    Attributes:
-        out: folder of the run.
-        done: rounds that a resumed run has behind it.
-        until: number of the last round.
-        skipped: (name, reason) of pictures left out of the data.
-    """
-
-    experiment: Experiment
-    out: Path
-    done: int
-    until: int
-    skipped: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -79,32 +59,6 @@ class Finished:
     report: Path
 
 
-class Reporter(Protocol):
-    """Hears how a run goes. It must not raise."""
-
-    def opening(self, opening: Opening) -> None: ...
-
-    def progress(self, phase: str, done: int, total: int) -> None: ...
-
-    def row(self, row: Mapping[str, Any], *, left: float) -> None:
-        """A line of ``metrics.jsonl``, and an estimate of the seconds left."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line of the log."""
-
-
-class Silent:
-    """The reporter that nobody hears."""
-
-    def opening(self, opening: Opening) -> None: ...
-
-    def progress(self, phase: str, done: int, total: int) -> None: ...
-
-    def row(self, row: Mapping[str, Any], *, left: float) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
 def drive(
     experiment: Experiment,
     *,
@@ -120,16 +74,17 @@ def drive(
         out: folder of the run.
         resume: continue the run that ``out`` holds, to ``experiment.rounds``; to the same bits as if never interrupted.
         overwrite: remove the run that ``out`` holds, and nothing else in there.
-        reporter: hears how it goes; None: nobody.
+        reporter: hears how it goes, beside the trackers that the experiment names; None: nobody.
 
     Raises:
-        InputError: the experiment cannot be run, ``out`` holds another run, or, to resume, a run of another experiment,
-            or a run is at work there.
+        InputError: the experiment cannot be run, a tracker's package is missing, ``out`` holds another run, or, to resume, a
+            run of another experiment, or a run is at work there.
         RunError: no client replied, memory ran out, or the disk refuses a file; what is kept and how to go on is said.
     """
-    out, hear = Path(out), reporter or Silent()
+    out = Path(out)
     folder.check(out, resume=resume, overwrite=overwrite)
-    with _threads(experiment.threads):
+    with prepared(experiment.threads):
+        hear = tracked(reporter or Silent(), experiment.output.trackers)
         device = pick_device(experiment.engine.device)
         parts = experiment.build()
         with folder.locked(out, note=hear.note):
@@ -139,33 +94,30 @@ def drive(
             return _recorded(record, hear, resume=resume, overwrite=overwrite)
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """The process set up for a run; a caller's own thread count is put back."""
-    held = torch.get_num_threads()
-    runtime.prepare(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(held)
-
-
 def _recorded(record: _Record, hear: Reporter, *, resume: bool, overwrite: bool) -> Finished:
     """The rounds that are left, each kept as it ends; whatever stops them, how to go on is said."""
     out, experiment = record.out, record.experiment
     state, done = record.restore(hear) if resume else record.begin(overwrite=overwrite)
-    hear.opening(Opening(experiment, out, done, experiment.rounds, record.parts.data.skipped))
+    hear.opening(Opening(experiment, out, tuple(record.rows), experiment.rounds, record.parts.data.skipped))
+    ending: Ending = "failed"
     try:
         for row, left in _work(record, state, done, hear):
             done = row["round"]
             hear.row(row, left=left)
-        return record.finish()
+        finished = record.finish()
+        ending = "finished"
+        return finished
+    except KeyboardInterrupt:
+        ending = "interrupted"
+        raise
     except (RunError, MemoryError, RuntimeError) as error:
         why = str(error) if isinstance(error, RunError) else _exhausted(error)
         if why is None:
             raise
         kept = f"{done} {'round is' if done == 1 else 'rounds are'} kept in {out}"
         raise RunError(f"{why}; {kept}: continue with  {resume_command(out)}") from error
+    finally:
+        hear.closing(ending)
 
 
 def _exhausted(error: MemoryError | RuntimeError) -> str | None:
@@ -192,9 +144,8 @@ def _work(record: _Record, state: Bundle, done: int, hear: Reporter) -> Iterator
         progress=hear.progress,
     )
     engine = LocalEngine(parts.algorithm, parts.sites, desk, record.memory)
-    validating = [client for client, site in parts.sites.items() if len(site.validation)]
-    began, first = time.perf_counter(), done
-    for each in rounds(
+    began = time.perf_counter()
+    worked = rounds(
         parts.algorithm,
         engine,
         desk=desk,
@@ -203,24 +154,38 @@ def _work(record: _Record, state: Bundle, done: int, hear: Reporter) -> Iterator
         quorum=experiment.quorum,
         start=done,
         state=state,
+    )
+    for measured in measure(
+        _usable(record, worked, hear),
+        parts,
+        engine,
+        state=state,
+        device=device,
+        gradients=experiment.evaluate.gradients,
+        processes=processes,
+        note=hear.note,
     ):
+        number = measured.round.number
+        record.log(number, measured.clients.failures)
+        record.add(measured)
+        yield measured.row, (time.perf_counter() - began) / (number - done) * (experiment.rounds - number)
+
+
+def _usable(record: _Record, worked: Iterator[Round], hear: Reporter) -> Iterator[Round]:
+    """The same rounds, their failures kept; each is evaluated next.
+
+    Raises:
+        RunError: no client gave a usable reply.
+    """
+    for each in worked:
         record.log(each.number, each.failures)
         if not each.aggregated and {failure.client for failure in each.failures} >= set(each.cohort):
             failure = each.failures[0]
             raise RunError(
                 f"no client gave a usable reply in round {each.number}: '{failure.client}': {reason(failure)}"
             )
-        scoring = time.perf_counter()
-        models = parts.algorithm.models(each.state)
-        accuracy = accuracies(models, parts.data.test, device=device)
-        validation = validate(engine, each.number, each.state, validating)
-        record.log(each.number, validation.failures)
-        seconds = {"evaluate": time.perf_counter() - scoring}
-        peaks = [peak for peak in (peak_memory(), processes.peak if processes else None) if peak]
-        row = metrics_row(each, accuracy, validation, seconds, max(peaks, default=None))
-        record.add(each, row, validation)
-        spent = time.perf_counter() - began
-        yield row, spent / (each.number - first) * (experiment.rounds - each.number)
+        hear.progress("evaluate", 0, 0)
+        yield each
 
 
 class _Record:
@@ -266,10 +231,13 @@ class _Record:
         self.rows = [json.loads(line) for line in lines[:rows]]
         self.memory.restore(found[0].memory if found else {})
         self.state = found[1] if found else self.parts.start
+        if self.rows:
+            self._summarise(finished=False)  # who watches a run that is extended must not take it for finished
         return self.state, done
 
-    def add(self, each: Round, row: dict[str, Any], validation: Validation) -> None:
+    def add(self, measured: Measured) -> None:
         """Keep a round. The checkpoint comes last: what is before it in the folder is redone if it is missing."""
+        each, row = measured.round, measured.row
         self.state = each.state
         self.rows.append(row)
         save_synthetic(
@@ -285,7 +253,7 @@ class _Record:
             checkpoint.Record(
                 round=each.number,
                 rows=len(self.rows),
-                validation=validation.mean,
+                validation=measured.clients.validation.mean,
                 memory=self.memory.listing(),
                 identity=dict(self.parts.identity),
             ),
@@ -346,7 +314,7 @@ class _Record:
 
     def _describe(self) -> None:
         write_text(self.out / EXPERIMENT, self.experiment.anchored().to_toml(describe(self.device)))
-        more = {"classes": list(self.parts.world.classes), "validation": dict(self.parts.validation)}
+        more = {"classes": list(self.parts.world.classes), **self.parts.uses.to_json()}
         write_json(self.out / PARTITION, self.parts.partition.to_json() | more)
 
     def _summarise(self, *, finished: bool) -> None:

@@ -10,13 +10,15 @@ import os
 import platform
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 from fedstill.errors import InputError
 
-__all__ = ["Processes", "describe", "peak_memory", "pick_device", "prepare"]
+__all__ = ["Processes", "describe", "peak_memory", "pick_device", "prepare", "prepared"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -28,6 +30,8 @@ TELEMETRY_OFF = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "FLWR_TELEMETRY_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
     "DO_NOT_TRACK": "1",
 }
 
@@ -48,6 +52,19 @@ def prepare(threads: int = 1, *, malloc: bool = True) -> None:
     import torch
 
     torch.set_num_threads(threads)
+
+
+@contextmanager
+def prepared(threads: int) -> Iterator[None]:
+    """:func:`prepare` for a piece of work; a caller's own thread count is put back."""
+    import torch
+
+    held = torch.get_num_threads()
+    prepare(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(held)
 
 
 def _tune_malloc() -> None:
@@ -125,12 +142,14 @@ class Processes:
 
     Attributes:
         peak: largest resident size seen in a worker, in bytes.
+        cpu_seconds: CPU time of the workers' tasks so far.
     """
 
     def __init__(self, workers: int, threads: int = 1) -> None:
         self.workers = workers
         self.threads = threads
         self.peak = 0
+        self.cpu_seconds = 0.0
 
     def __call__(self, function: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]:
         from joblib import Parallel, delayed
@@ -138,13 +157,16 @@ class Processes:
         # "2*n_jobs": a thousand clients must not wait as a thousand pickled messages
         parallel = Parallel(n_jobs=self.workers, return_as="generator", pre_dispatch="2*n_jobs")
         call = delayed(partial(_in_worker, self.threads, function))
-        for result, peak in parallel(call(item) for item in items):
+        for result, peak, spent in parallel(call(item) for item in items):
             self.peak = max(self.peak, peak)
+            self.cpu_seconds += spent
             yield result
 
 
-def _in_worker(threads: int, function: Callable[[Any], Any], item: Any) -> tuple[Any, int]:
+def _in_worker(threads: int, function: Callable[[Any], Any], item: Any) -> tuple[Any, int, float]:
+    began = time.process_time()
     # Ctrl-C reaches every process of the terminal; the main one alone answers it, and ends the workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     prepare(threads)
-    return function(item), peak_memory() or 0
+    result = function(item)
+    return result, peak_memory() or 0, time.process_time() - began

@@ -1,4 +1,4 @@
-"""The only classifier training loop, and scoring.
+"""The only classifier training loop, and predictions.
 
 Every method trains through :func:`fit`: a variation passes one more loss term, it does not copy the loop.
 """
@@ -21,7 +21,7 @@ from fedstill.errors import RunError
 from fedstill.models.architecture import Network
 from fedstill.seeds import Seed
 
-__all__ = ["Batch", "Extra", "Fitted", "Recipe", "accuracy", "classification_loss", "fit", "predict"]
+__all__ = ["Batch", "Extra", "Fitted", "Recipe", "classification_loss", "fit", "predict"]
 
 SCORING_BATCH = 500
 
@@ -165,11 +165,3 @@ def predict(network: nn.Module, shard: Shard, *, device: str = "cpu") -> Float[T
         ]
     network.train(mode)
     return torch.cat(parts) if parts else torch.empty(0, len(shard.classes))
-
-
-def accuracy(network: nn.Module, shard: Shard, *, device: str = "cpu") -> float:
-    """Share of rows whose largest logit is the label's; NaN where there are no rows."""
-    if len(shard) == 0:
-        return float("nan")
-    hard = shard.labels if shard.labels.dim() == 1 else shard.labels.argmax(1)
-    return (predict(network, shard, device=device).argmax(1) == hard.cpu()).float().mean().item()

@@ -18,6 +18,7 @@ class Entry:
         factory: import string of the algorithm's dataclass.
         summary: one line for ``fedstill list``.
         fixed: fields that make it this method; the user cannot set them.
+        distils: whether it leaves synthetic sets in the server's state.
         pooled: all clients' data on one site (a ceiling, not a federated method).
         starter: fields that ``fedstill init`` writes otherwise than their defaults, because those alone would not do.
     """
@@ -25,6 +26,7 @@ class Entry:
     factory: str
     summary: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    distils: bool = False
     pooled: bool = False
     starter: Mapping[str, Any] = field(default_factory=dict)
 
@@ -42,11 +44,13 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
         "feddgm": Entry(
             "fedstill.algorithms.feddgm:FedDGM",
             "the server distils every client's update through a generator's latents (Jia et al. 2024)",
+            distils=True,
         ),
         "prioronly": Entry(
             "fedstill.algorithms.feddgm:FedDGM",
             "control: FedDGM with no distillation step, what the generator alone gives",
             fixed=MappingProxyType({"distill_steps": 0}),
+            distils=True,
             starter=MappingProxyType({"generator": "digits"}),
         ),
     }

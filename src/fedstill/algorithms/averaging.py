@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
 
 from fedstill.bundle import Bundle, Group
-from fedstill.data.shard import Shard
 from fedstill.rounds import Desk, Failure, Outcome, Reply, Site, Trained, World
-from fedstill.train import Recipe, fit, predict
+from fedstill.scores import OWN_TEST, score
+from fedstill.train import Recipe, fit
 
-__all__ = ["MISFIT", "FedAvg", "Mean", "correct", "fits"]
+__all__ = ["MISFIT", "FedAvg", "Mean", "fits"]
 
 MISFIT = "its reply holds no model of the shapes that were sent"
 
@@ -58,14 +59,6 @@ def fits(reply: Bundle, sent: Group) -> bool:
     return model.keys() == sent.keys() and all(model[name].shape == tensor.shape for name, tensor in sent.items())
 
 
-def correct(trained: Trained, shard: Shard, prefix: str, device: str) -> dict[str, float]:
-    """Counts for a score: ``{prefix}_correct`` of ``{prefix}_examples``."""
-    if len(shard) == 0:
-        return {f"{prefix}_correct": 0, f"{prefix}_examples": 0}
-    hits = predict(trained.module(), shard, device=device).argmax(1) == shard.labels.cpu()
-    return {f"{prefix}_correct": int(hits.sum()), f"{prefix}_examples": len(shard)}
-
-
 @dataclass(frozen=True, kw_only=True)
 class FedAvg:
     """Federated Averaging. Defaults are those with which FedDGM's paper ran it on CIFAR-10."""
@@ -89,16 +82,24 @@ class FedAvg:
 
     def local(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> tuple[Bundle, Bundle]:
         recipe = Recipe(epochs=self.epochs, lr=self.lr, batch=self.batch, momentum=self.momentum, decay=self.decay)
-        fitted = fit(self._trained(inbox).module(), site.train, recipe, seed=desk.seed, device=desk.device)
+        fitted = fit(
+            self._trained(inbox).module(),
+            site.train,
+            recipe,
+            seed=desk.seed,
+            device=desk.device,
+            progress=partial(desk.progress, "train"),
+        )
         numbers = {"examples": fitted.examples, "loss": fitted.losses[-1]}
         return Bundle().put(numbers, model=fitted.tensors), memory
 
     def score(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> Bundle:
-        trained = self._trained(inbox)
-        return Bundle().put(
-            correct(trained, site.validation, "validation", desk.device)
-            | correct(trained, site.test, "test", desk.device)
-        )
+        network = self._trained(inbox).module()
+        held = score(network, site.validation, device=desk.device)
+        counts = Bundle().put({"validation_correct": held.correct, "validation_examples": held.examples})
+        if len(site.test) == 0:
+            return counts
+        return counts.put(**{OWN_TEST: score(network, site.test, device=desk.device).group()})
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
         mean, clients, failures = Mean(), {}, []

@@ -42,7 +42,7 @@ from fedstill.errors import InputError
 from fedstill.generators import build_generator
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import NetworkChoice
-from fedstill.rounds import Desk, Failure, Outcome, Reply, Site, Trained, World, serial
+from fedstill.rounds import Desk, Failure, Outcome, Reply, Site, Trained, World
 from fedstill.seeds import Seed
 from fedstill.train import Recipe
 
@@ -210,17 +210,16 @@ class FedDGM:
 
     def _distil_all(self, state: Bundle, arrived: Mapping[str, Bundle], desk: Desk) -> Iterator[DistilledSet]:
         latents = state.members("latents")
-        # a worker process cannot call back: only here are single steps told
-        tell = desk.progress if desk.map is serial else Desk(desk.seed).progress
         jobs = [
             _Job(
                 client,
                 bundle.groups.get("model"),
-                Desk(desk.seed.at("distil", client), device=desk.device, progress=tell),
+                Desk(desk.seed.at("distil", client), device=desk.device, progress=desk.steps),
                 latents.get(client),
             )
             for client, bundle in arrived.items()
         ]
+        desk.progress("distil", 0, len(jobs))
         for index, done in enumerate(desk.map(partial(self._distil, state.groups["model"]), jobs)):
             desk.progress("distil", index + 1, len(jobs))
             yield done
@@ -300,7 +299,12 @@ class FedDGM:
     def _train(self, state: Bundle, union: Shard, desk: Desk) -> tuple[Bundle, dict[str, float | None]]:
         before = self.models(state)
         courses = {
-            name: Course(name, trained, self._recipe(name), Desk(desk.seed.at("train", name), device=desk.device))
+            name: Course(
+                name,
+                trained,
+                self._recipe(name),
+                Desk(desk.seed.at("train", name), device=desk.device, progress=desk.steps),
+            )
             for name, trained in before.items()
         }
         surrogate = courses.pop(SURROGATE)

@@ -60,9 +60,10 @@ class Course(NamedTuple):
 def study(lesson: Shard, courses: Sequence[Course], desk: Desk) -> dict[str, Fitted]:
     """Train each course's network on ``lesson``, side by side where ``desk.map`` can; by name."""
     done: dict[str, Fitted] = {}
+    desk.progress("train", 0, len(courses))
     for course, fitted in zip(courses, desk.map(partial(_take, lesson), courses), strict=True):
         done[course.name] = fitted
-        desk.progress(f"train {course.name}", len(done), len(courses))
+        desk.progress("train", len(done), len(courses))
     return done
 
 
@@ -74,6 +75,13 @@ def soften(shard: Shard, teacher: Trained, temperature: float, *, device: str = 
 
 def _take(lesson: Shard, course: Course) -> Fitted:
     desk = course.desk
-    fitted = fit(course.trained.module(), lesson, course.recipe, seed=desk.seed, device=desk.device)
+    fitted = fit(
+        course.trained.module(),
+        lesson,
+        course.recipe,
+        seed=desk.seed,
+        device=desk.device,
+        progress=partial(desk.progress, f"train {course.name}"),
+    )
     # on the CPU: a worker process cannot hand over a GPU's memory
     return replace(fitted, tensors={name: tensor.cpu() for name, tensor in fitted.tensors.items()})

@@ -4,7 +4,9 @@ experiments.py   init, run, resume, demo
 models.py        predict, export
 priors.py        prior train, prior sample
 inspection.py    data inspect, list, report, check
-console.py       what a run says while it goes on
+evaluation.py    evaluate
+watch.py         watch
+console.py       what a run says while it goes on; pace.py and live.py are parts of it
 imports.py       where code of the user's own is looked for
 """
 
@@ -19,7 +21,8 @@ from typing import Annotated
 import typer
 
 import fedstill
-from fedstill.cli import experiments, inspection, models, priors
+from fedstill.cli import evaluation, experiments, inspection, models, priors
+from fedstill.cli import watch as watching
 from fedstill.errors import FedstillError
 
 __all__ = ["app", "invoke", "main"]
@@ -40,7 +43,9 @@ app.command("resume")(experiments.resume)
 app.command("demo")(experiments.demo)
 app.command("predict")(models.predict)
 app.command("export")(models.export)
+app.command("evaluate")(evaluation.evaluate)
 app.command("report")(inspection.report)
+app.command("watch")(watching.watch)
 app.command("list")(inspection.list_choices)
 app.command("check")(inspection.check)
 app.add_typer(priors.app, name="prior")

@@ -1,22 +1,52 @@
-"""What a run says while it goes on: one line a round, a live bar on a terminal, or JSON for machines."""
+"""What a run says while it goes on: a live board on a terminal, plain lines elsewhere, or JSON for machines.
+
+pace.py   where the run is and how long it will take
+live.py   the board
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from fedstill.cli.pace import Count, Pace, round_seconds
+
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from fedstill.reporter import Ending, Opening, Reporter
 
-    from fedstill.run import Opening, Reporter
+__all__ = [
+    "Lines",
+    "bytes_text",
+    "count_text",
+    "opening_lines",
+    "percent",
+    "reporter",
+    "round_line",
+    "say_table",
+    "scores_text",
+    "seconds_text",
+    "troubles",
+]
 
-__all__ = ["bytes_text", "percent", "reporter", "round_line", "say_table", "seconds_text"]
+QUIET = 60.0
+"""Seconds without a line after which a log gets one."""
+
+WORK = {
+    "local": "clients train",
+    "score": "clients score",
+    "distil": "server distils",
+    "train": "server trains",
+    "evaluate": "evaluating",
+}
+UNITS = {"local": "epoch", "distil": "step", "train": "epoch"}
+"""What a phase's items count, where that is known."""
 
 
 def bytes_text(count: float) -> str:
@@ -48,16 +78,32 @@ def percent(share: float | None) -> str:
 
 def round_line(row: Mapping[str, Any], until: int) -> str:
     """``round 3/5  surrogate 84.2 %  up 1.2 MB  down 1.2 MB  12 s``."""
-    seconds = sum(row["seconds"].get(phase, 0.0) for phase in ("clients", "server", "evaluate"))
     return "  ".join(
         [
             f"round {row['round']}/{until}",
-            *(f"{name} {percent(share)}" for name, share in row["accuracy"].items()),
+            *scores_text(row),
             f"up {bytes_text(row['bytes_up'])}",
             f"down {bytes_text(row['bytes_down'])}",
-            seconds_text(seconds),
+            seconds_text(round_seconds(row)),
         ]
     )
+
+
+def scores_text(row: Mapping[str, Any]) -> list[str]:
+    """``surrogate 84.2 %`` for every model, and the mean of the clients' own validation where it was measured."""
+    scores = [f"{name} {percent(share)}" for name, share in row["accuracy"].items()]
+    mean = row.get("validation", {}).get("mean")
+    return scores if mean is None else [*scores, f"validation {percent(mean)}"]
+
+
+def count_text(work: Count, item: Count | None) -> tuple[str, str]:
+    """``("server distils 4/10", "c05, step 37/100")``; empty where there is nothing to say."""
+    name = WORK.get(work.name, work.name)
+    whole = f"{name} {work.done}/{work.total}" if work.total else name
+    if item is None:
+        return whole, ""
+    unit = f"{UNITS[work.name]} " if work.name in UNITS else ""
+    return whole, f"{item.name}, {unit}{item.done}/{item.total}" if item.total else item.name
 
 
 def say_table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
@@ -89,14 +135,39 @@ def troubles(row: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def reporter(*, as_json: bool, quiet: bool) -> Iterator[Reporter]:
-    """What fits: troubles alone, JSON on stdout, a live bar on a terminal, or plain lines on stderr."""
+    """What fits: troubles alone, JSON on stdout, a live board on a terminal, or plain lines on stderr."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
     if quiet or as_json:
         yield _Machine(rows=as_json)
-    elif sys.stderr.isatty():
-        with _bar() as bar:
-            yield _Live(bar)
+    elif sys.stderr.isatty() and console.is_interactive:  # which a terminal that cannot move its cursor is not
+        from fedstill.cli.live import live
+
+        with live(console) as board:
+            yield board
     else:
-        yield _Lines()
+        lines = Lines()
+        with _pulse(lines.beat):
+            yield lines
+
+
+@contextmanager
+def _pulse(beat: Callable[[], None], seconds: float = 5.0) -> Iterator[None]:
+    """Call ``beat`` every ``seconds``, whatever else is at work."""
+    over = threading.Event()
+
+    def beats() -> None:
+        while not over.wait(seconds):
+            beat()
+
+    thread = threading.Thread(target=beats, daemon=True, name="heartbeat")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class _Machine:
@@ -118,84 +189,61 @@ class _Machine:
     def note(self, text: str) -> None:
         typer.echo(text, err=True)
 
-
-class _Lines:
-    """One plain line a round."""
-
-    def __init__(self) -> None:
-        self.until = 0
-
-    def opening(self, opening: Opening) -> None:
-        self.until = opening.until
-        for line in _opening_lines(opening):
-            self.note(line)
-
-    def progress(self, phase: str, done: int, total: int) -> None: ...
-
-    def row(self, row: Mapping[str, Any], *, left: float) -> None:
-        rest = f"  ({seconds_text(left)} left)" if row["round"] < self.until else ""
-        self.note(round_line(row, self.until) + rest)
-        for line in troubles(row):
-            self.note(line)
-
-    def note(self, text: str) -> None:
-        typer.echo(text, err=True)
+    def closing(self, ending: Ending) -> None: ...
 
 
-class _Live:
-    """The same lines above a bar of rounds and a bar of the phase at work."""
+class Lines:
+    """One plain line a round, and one whenever none has come for a while."""
 
-    def __init__(self, bar: Progress) -> None:
-        self.bar = bar
-        self.rounds = bar.add_task("starting", total=None, left="")
-        self.phase = bar.add_task("", total=None, left="", visible=False)
-        self.name = ""
-        self.until = 0
-        self.ends: float | None = None
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic, quiet: float = QUIET) -> None:
+        self._clock = clock
+        self._quiet = quiet
+        self._pace = Pace()
+        self._at_work = False
+        self._said = clock()
 
     def opening(self, opening: Opening) -> None:
-        self.until = opening.until
-        for line in _opening_lines(opening):
+        for line in opening_lines(opening):
             self.note(line)
-        self.bar.update(self.rounds, description="rounds", total=opening.until, completed=opening.done)
+        self._pace = Pace.open(self._clock(), opening.rows, opening.until)
+        self._at_work = True
 
     def progress(self, phase: str, done: int, total: int) -> None:
-        if phase != self.name:
-            self.name = phase
-            self.bar.reset(self.phase, description=phase, total=total, visible=True)
-        self.bar.update(self.phase, completed=done, total=total)
-        if self.ends is not None:
-            self.bar.update(self.rounds, left=f"{seconds_text(max(0.0, self.ends - time.monotonic()))} left")
+        self._pace = self._pace.tell(self._clock(), phase, done, total)
 
     def row(self, row: Mapping[str, Any], *, left: float) -> None:
-        self.note(round_line(row, self.until))
+        self._pace = self._pace.close(self._clock(), row["round"], left)
+        rest = f"  ({seconds_text(left)} left)" if row["round"] < self._pace.until else ""
+        self.note(round_line(row, self._pace.until) + rest)
         for line in troubles(row):
             self.note(line)
-        self.ends = time.monotonic() + left
-        self.bar.update(self.rounds, completed=row["round"], left=f"{seconds_text(left)} left" if left else "")
 
     def note(self, text: str) -> None:
-        self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._said = self._clock()
+        typer.echo(text, err=True)
+
+    def closing(self, ending: Ending) -> None:
+        self._at_work = False
+
+    def beat(self) -> None:
+        """Say where the run is, if nothing was said for a while: a log shows that it is alive."""
+        now = self._clock()
+        if not self._at_work or now - self._said < self._quiet:
+            return
+        pace, parts = self._pace, []
+        if work := pace.work:
+            parts = [part for part in count_text(work, pace.item) if part]
+        parts.append(f"{seconds_text(now - pace.round_began)} in this round")
+        if left := pace.round_left(now):
+            parts.append(f"about {seconds_text(left)} left in it")
+        number = f"round {pace.number}/{pace.until}" if pace.number <= pace.until else "writing models and page"
+        self.note(f"  {number}: {', '.join(parts)}")
 
 
-def _opening_lines(opening: Opening) -> Iterator[str]:
+def opening_lines(opening: Opening) -> Iterator[str]:
     done = f", continuing after round {opening.done}" if opening.done else ""
     yield f"{opening.experiment.name}: {opening.experiment.algorithm.name}, {opening.until} rounds, in {opening.out}{done}"
     if opening.skipped:
         name, reason = opening.skipped[0]
         count = len(opening.skipped)
         yield f"  {count} unreadable {'image' if count == 1 else 'images'} left out; the first: {name}: {reason}"
-
-
-def _bar() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[left]}", markup=False),
-        console=Console(stderr=True),
-        transient=True,
-    )

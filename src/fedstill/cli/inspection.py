@@ -170,12 +170,27 @@ def _first_sentence(text: str) -> str:
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", show_default=False)],
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    csv: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write every table there as CSV.", show_default=False)
+    ] = None,
+    latex: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the tables that a paper prints there as LaTeX.", show_default=False),
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write every chart there as PNG.", show_default=False)
+    ] = None,
+    svg: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write every chart there as SVG.", show_default=False)
+    ] = None,
 ) -> None:
     """Write one page that compares runs."""
     from fedstill.report import write_report
 
-    write_report(runs, out)
-    typer.echo(f"written: {out}", err=True)
+    write_report(runs, out, csv=csv, latex=latex, png=png, svg=svg)
+    for written in (out, csv, latex, png, svg):
+        if written is not None:
+            typer.echo(f"written: {written}", err=True)
 
 
 def check(

@@ -26,7 +26,17 @@ from fedstill.errors import InputError, MissingExtra
 from fedstill.seeds import Seed
 from fedstill.tables import resolve
 
-__all__ = ["PARTITIONS", "Dealt", "Labels", "Partition", "PartitionSettings", "from_flwr", "hold_out", "partition"]
+__all__ = [
+    "PARTITIONS",
+    "Dealt",
+    "Held",
+    "Labels",
+    "Partition",
+    "PartitionSettings",
+    "from_flwr",
+    "hold_out",
+    "partition",
+]
 
 PARTITIONS: Mapping[str, str] = MappingProxyType(
     {name: f"fedstill.data.schemes:{name}" for name in ("iid", "dirichlet", "kshard", "kclass", "domain")}
@@ -46,7 +56,7 @@ class PartitionSettings:
     """The ``[partition]`` table of an experiment file.
 
     Raises:
-        InputError: ``options`` are given to a scheme that reads none.
+        InputError: ``options`` are given to a scheme that reads none, or nothing is left to train on.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -69,6 +79,14 @@ class PartitionSettings:
     validation: Annotated[
         float, Field(description="share of its images that a client keeps out of training, to choose by", ge=0, lt=1)
     ] = 0.1
+    test: Annotated[
+        float,
+        Field(
+            description="share of its images that a client keeps to be tested on; domain: beside its domain's test images",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.0
     options: Annotated[
         Mapping[str, Scalar] | None,
         Field(description="flwr: arguments of its partitioner beside clients and seed, such as {alpha = 0.1}"),
@@ -79,6 +97,11 @@ class PartitionSettings:
             raise InputError(
                 f"partition.options is for kinds that begin with '{FLOWER}', not for '{self.kind}': remove it, "
                 "or write the scheme's own keys under [partition]"
+            )
+        if self.validation + self.test >= 1:
+            raise InputError(
+                f"partition.validation = {self.validation} and partition.test = {self.test} leave a client nothing to "
+                "train on: their sum must be below 1"
             )
 
 
@@ -168,7 +191,7 @@ def partition(settings: PartitionSettings, shard: Shard, groups: tuple[str, ...]
     dealt: Dealt = scheme(Labels(np.asarray(shard.labels), shard.classes, groups), settings, seed)
     options = {key: value for key, value in asdict(settings).items() if key not in ("kind", "options")}
     if own:
-        options = {"clients": settings.clients, "validation": settings.validation, **(settings.options or {})}
+        options = {key: options[key] for key in ("clients", "validation", "test")} | dict(settings.options or {})
     return _record(settings.kind, options, dealt, shard)
 
 
@@ -231,16 +254,37 @@ def deal_by_flwr(
     return Dealt(dict(zip(client_names(len(rows)), rows, strict=True)))
 
 
-def hold_out(shard: Shard, rows: Sequence[int], fraction: float, seed: Seed) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A client's rows as (training, validation), by class shares as far as they go.
+@dataclass(frozen=True)
+class Held:
+    """What a client uses its rows for; ascending, disjoint, together all that it holds.
 
-    With a fraction above 0, at least one row is held out where a class has two; the last row of a class always stays
-    in training.
+    Attributes:
+        train: to train on.
+        validation: to choose by.
+        test: to be tested on.
     """
-    count = max(1, round(fraction * len(rows))) if fraction > 0 else 0
-    held = np.asarray(rows, np.int64)
-    chosen = stratified(np.asarray(shard.labels)[held], count, seed, keep=1)
-    return tuple(np.delete(held, chosen).tolist()), tuple(held[chosen].tolist())
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+def hold_out(shard: Shard, rows: Sequence[int], *, validation: float, test: float, seed: Seed) -> Held:
+    """Set shares of a client's ``rows`` aside, by class shares as far as they go.
+
+    With a share above 0, at least one row is set aside where a class has two; the last row of a class always stays in
+    training. Rows for validation are chosen first: ``test`` changes none of them.
+    """
+    labels, held = np.asarray(shard.labels), np.asarray(rows, np.int64)
+
+    def apart(left: NDArray[np.int64], share: float, seed: Seed) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        count = max(1, round(share * len(held))) if share > 0 else 0
+        chosen = stratified(labels[left], count, seed, keep=1)
+        return np.delete(left, chosen), left[chosen]
+
+    left, for_validation = apart(held, validation, seed)
+    left, for_test = apart(left, test, seed.at("test"))
+    return Held(*(tuple(each.tolist()) for each in (left, for_validation, for_test)))
 
 
 def client_names(count: int) -> list[str]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
 from fedstill.bundle import Bundle
 from fedstill.engines.memory import Memory
 from fedstill.errors import FedstillError
-from fedstill.rounds import Algorithm, Desk, Failure, Reply, Site
+from fedstill.rounds import Algorithm, Desk, Failure, Reply, Site, serial
 
 __all__ = ["LocalEngine"]
 
@@ -54,22 +54,31 @@ class LocalEngine:
         return list(self.sites)
 
     def work(self, number: int, outbox: Mapping[str, Bundle], task: str) -> Iterator[Reply | Failure]:
+        self.desk.progress(task, 0, len(outbox))
         pieces = (
             _Work(
                 client,
                 self.sites[client],
                 inbox,
                 self.memory.read(client, number),
-                # the pieces' own desks are plain: a worker process spreads nothing further and reports through its result
-                Desk(self.desk.seed.at("round", number, "client", client, task), device=self.desk.device),
+                self._client_desk(number, client, task),
             )
             for client, inbox in outbox.items()
         )
         for index, done in enumerate(self.desk.map(partial(_do, self.algorithm, task), pieces)):
             if done.memory is not None:
                 self.memory.write(done.answer.client, number, done.memory)
-            self.desk.progress(f"clients: {task}", index + 1, len(outbox))
+            self.desk.progress(task, index + 1, len(outbox))
             yield done.answer
+
+    def _client_desk(self, number: int, client: str, task: str) -> Desk:
+        """A plain desk: a worker process spreads nothing further and reports through its result."""
+        desk = Desk(self.desk.seed.at("round", number, "client", client, task), device=self.desk.device)
+        if self.desk.map is not serial:
+            return desk
+        # pieces are taken one after another here, each when its work begins
+        self.desk.progress(f"{task} {client}", 0, 0)
+        return replace(desk, progress=lambda _, done, total: self.desk.progress(f"{task} {client}", done, total))
 
 
 def _do(algorithm: Algorithm, task: str, work: _Work) -> _Done:

@@ -1,93 +1,210 @@
-"""Accuracy by round and by bytes, with the legend that both share."""
+"""Accuracy by round, by bytes and by seconds, and how soon a method gets there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-from markupsafe import Markup
+from fedstill.evaluate.convergence import SHARES, Reached, reached, targets
+from fedstill.report import cells, words
+from fedstill.report.groups import Group, Point, running, summarise
+from fedstill.report.parts import Axis, Block, Cell, Chart, Folded, Grid, Lines, Mark, Section, Text, Trace
+from fedstill.report.roles import published
+from fedstill.report.runs import Run
+from fedstill.report.series import Series, legend
 
-from fedstill.report import words
-from fedstill.report.figures import Line, Style, curves, swatch
-from fedstill.report.groups import Group, Point
-from fedstill.report.parts import Grid, Plot
+__all__ = ["ACCURACY", "accuracy", "convergence", "line_table", "spoken"]
 
-__all__ = ["Key", "legend", "plots"]
+ACCURACY = Axis("test images labelled correctly", "share")
 
-
-@dataclass(frozen=True)
-class Key:
-    """One entry of the legend, with the last value."""
-
-    swatch: Markup
-    label: str
-    model: str
-    last: str
-    number: int
+_OPEN = 16  # rows of a table that a reader sees without opening it
 
 
-def _series(groups: Sequence[Group]) -> Iterator[tuple[Group, str, Style, dict[int, Point]]]:
-    for index, group in enumerate(groups):
-        for number, model in enumerate(group.models):
-            if curve := group.curve(model):
-                yield group, model, Style(index, number), curve
+def accuracy(lines: Sequence[Series]) -> Section | None:
+    """The section; None where nothing was scored."""
+    if not lines:
+        return None
+    table = convergence(lines)
+    blocks: list[Block] = [legend(lines), _by_round(lines), *_by_cost(lines)]
+    blocks.append(
+        Text(
+            "On clean test images. Bands are ± one sample standard deviation over seeds, where there are several. "
+            "In the legend: the last round." + _published_note(lines),
+            "mute",
+        )
+    )
+    blocks.append(table if len(table.rows) <= _OPEN else Folded(table.title, (table,)))
+    return Section("accuracy", "Accuracy", tuple(blocks))
 
 
-def legend(groups: Sequence[Group]) -> list[Key]:
-    """One entry a line of the figures."""
-    return [
-        Key(swatch(look), group.label, model, words.percent(curve[max(curve)]), max(curve))
-        for group, model, look, curve in _series(groups)
-    ]
+def spoken(what: str, lines: Sequence[Series]) -> str:
+    """What a screen reader says of a chart of accuracies."""
+    ends = "; ".join(f"{each.label}: {words.percent(each.curve[each.last])} after round {each.last}" for each in lines)
+    return f"{what}, {len(lines)} {'curve' if len(lines) == 1 else 'curves'}. {ends}."
 
 
-def plots(groups: Sequence[Group]) -> list[Plot]:
-    """The figures; none where nothing was scored."""
-    series = list(_series(groups))
-    if not series:
-        return []
-    by_round = [
-        Line(look, list(curve), [point.mean for point in curve.values()], [point.spread for point in curve.values()])
-        for _, _, look, curve in series
-    ]
+def line_table(
+    key: str, title: str, columns: Mapping[str, Mapping[int, Cell]], *, first: str = "Round", note: str = ""
+) -> Grid:
+    """A row a round, a column a curve; a dash where a curve has no value."""
+    numbers = sorted({number for column in columns.values() for number in column})
+    return Grid(
+        key,
+        title,
+        (first, *columns),
+        tuple(
+            (cells.count(number), *(column.get(number, cells.percent(None)) for column in columns.values()))
+            for number in numbers
+        ),
+        note=note,
+    )
+
+
+def _published_note(lines: Sequence[Series]) -> str:
+    sources = {
+        str(source)
+        for each in lines
+        for run in each.group.runs
+        if isinstance(table := run.settings.get("published"), Mapping) and (source := table.get("source"))
+    }
+    if not any(published(each.group, each.model) is not None for each in lines):
+        return ""
+    return f" Rules across: published values{f' ({words.listed(sorted(sources))})' if sources else ''}."
+
+
+def _marks(lines: Sequence[Series]) -> tuple[Mark, ...]:
+    return tuple(
+        Mark(each.key, f"{each.label}: published {words.percent(value)}", each.style, value)
+        for each in lines
+        if (value := published(each.group, each.model)) is not None
+    )
+
+
+def _trace(each: Series, xs: Sequence[float], points: Sequence[Point]) -> Trace:
+    return Trace(
+        each.key,
+        each.label,
+        each.style,
+        tuple(xs),
+        tuple(point.mean for point in points),
+        tuple(point.spread for point in points),
+    )
+
+
+def _accuracies(lines: Sequence[Series]) -> dict[str, dict[int, Cell]]:
+    return {each.label: {number: cells.percent(point) for number, point in each.curve.items()} for each in lines}
+
+
+def _by_round(lines: Sequence[Series]) -> Lines:
+    key, title = "accuracy-by-round", "By round"
+    return Lines(
+        Chart(key, title, "", spoken("Accuracy by round", lines), line_table(key, title, _accuracies(lines))),
+        tuple(_trace(each, list(each.curve), list(each.curve.values())) for each in lines),
+        Axis("round", "round"),
+        ACCURACY,
+        _marks(lines),
+    )
+
+
+def _by_cost(lines: Sequence[Series]) -> list[Lines]:
+    pooled = list({each.group.label: None for each in lines if each.group.pooled})
+    federated = [each for each in lines if not each.group.pooled]
+    left_out = f"{', '.join(pooled)} is not shown: it moves the data themselves, not models." if pooled else ""
     made = [
-        Plot(
-            "By round",
-            "",
-            curves(by_round, name="round", label="Accuracy by round; the table below has its numbers", x_label="round"),
-            _round_table(groups, series),
-        )
+        _cumulative(
+            "accuracy-by-bytes",
+            "By bytes sent",
+            left_out,
+            federated,
+            {each.group.label: each.group.sent() for each in federated},
+            Axis("bytes up and down, all clients, cumulative", "bytes"),
+        ),
+        _cumulative(
+            "accuracy-by-seconds",
+            "By time",
+            "Wall time of clients, server and evaluation on the machine that simulated them all.",
+            lines,
+            {each.group.label: each.group.spent() for each in lines},
+            Axis("wall time, cumulative", "seconds"),
+        ),
     ]
-    by_bytes, rows = [], []
-    for group, model, look, curve in series:
-        sent = {number: total for number, total in group.sent().items() if number in curve}
-        if group.pooled or not sent:
-            continue
-        points = [curve[number] for number in sent]
-        by_bytes.append(Line(look, list(sent.values()), [p.mean for p in points], [p.spread for p in points]))
-        rows += [(group.label, model, str(n), words.size(sent[n]), words.percent(curve[n])) for n in sent]
-    if by_bytes:
-        pooled = [group.label for group in groups if group.pooled]
-        made.append(
-            Plot(
-                "By bytes sent",
-                f"{', '.join(pooled)} is not shown: it moves the data themselves, not models." if pooled else "",
-                curves(
-                    by_bytes,
-                    name="bytes",
-                    label="Accuracy by bytes; the table below has its numbers",
-                    x_label="bytes up and down, all clients, cumulative",
-                    x_bytes=True,
-                ),
-                Grid(("Method", "Model", "Round", "Bytes so far", "Accuracy"), tuple(rows), 2),
-            )
-        )
-    return made
+    return [chart for chart in made if chart.traces]
 
 
-def _round_table(groups: Sequence[Group], series: Sequence[tuple[Group, str, Style, dict[int, Point]]]) -> Grid:
-    several = len(groups) > 1
-    head = ["Round", *(f"{group.label}, {model}" if several else model for group, model, _, _ in series)]
-    numbers = sorted({number for *_, curve in series for number in curve})
-    rows = [(str(number), *(words.percent(curve.get(number)) for *_, curve in series)) for number in numbers]
-    return Grid(tuple(head), tuple(rows))
+def _cumulative(
+    key: str,
+    title: str,
+    caption: str,
+    lines: Sequence[Series],
+    spent: Mapping[str, Mapping[int, Point]],
+    x: Axis,
+) -> Lines:
+    say = cells.size if x.unit == "bytes" else cells.duration
+    drawn, traces = [], []
+    for each in lines:
+        common = [number for number in spent[each.group.label] if number in each.curve]
+        if common:
+            drawn.append(each)
+            xs = [spent[each.group.label][number].mean for number in common]
+            traces.append(_trace(each, xs, [each.curve[number] for number in common]))
+    columns = {
+        f"{label}: {x.unit}": {number: say(point) for number, point in spent[label].items()}
+        for label in {each.group.label: None for each in drawn}
+    }
+    table = line_table(key, title, {**columns, **_accuracies(drawn)})
+    return Lines(
+        Chart(key, title, caption, spoken(f"Accuracy against {x.label}", drawn), table),
+        tuple(traces),
+        x,
+        ACCURACY,
+        _marks(drawn),
+    )
+
+
+def convergence(lines: Sequence[Series]) -> Grid:
+    """Rounds, bytes and seconds to reach shares of the ceiling's last accuracy or, without a ceiling, of the best method's.
+
+    Every seed is asked for itself; the mean stands where all of them got there.
+    """
+    ceilings = [each for each in lines if each.group.pooled]
+    best = max(each.curve[each.last].mean for each in ceilings or lines)
+    of = "the ceiling’s" if ceilings else "the best"
+    rows = []
+    for target in targets(best):
+        for each in lines:
+            found = [_reached(run, each.model, target) for run in each.group.runs]
+            names = (cells.word(each.group.label), cells.word(each.model))
+            rows.append((cells.percent(target), *names, *_cells(each.group, found)))
+    told = ", ".join(f"{100 * share:.0f}" for share in SHARES)
+    return Grid(
+        "convergence",
+        "How soon an accuracy is reached",
+        ("Accuracy", "Method", "Model", "Reached by", "Rounds", "Bytes", "Wall time"),
+        tuple(rows),
+        4,
+        f"{told} % of {of} last accuracy ({words.percent(best)}). Mean ± sample standard deviation over seeds, where every "
+        "seed reached it.",
+        paper=True,
+    )
+
+
+def _reached(run: Run, model: str, target: float) -> Reached | None:
+    return reached(
+        {row.number: row.accuracy[model] for row in run.rows if model in row.accuracy},
+        target,
+        sent=dict(running(run, lambda row: row.sent)),
+        seconds=dict(running(run, lambda row: row.wall)),
+    )
+
+
+def _cells(group: Group, found: Sequence[Reached | None]) -> tuple[Cell, ...]:
+    there = [each for each in found if each is not None]
+    # a mean over those that got there would flatter a method that often does not
+    every = there if len(there) == len(found) else []
+    sent = [each.sent for each in every if each.sent is not None and not group.pooled]
+    seconds = [each.seconds for each in every if each.seconds is not None]
+    return (
+        cells.word(f"{len(there)} of {len(found)} seeds"),
+        cells.rounds(summarise([each.round for each in every]) if every else None),
+        cells.size(summarise(sent) if sent and len(sent) == len(every) else None),
+        cells.duration(summarise(seconds) if seconds and len(seconds) == len(every) else None),
+    )

@@ -1,80 +1,150 @@
-"""What a run cost: bytes, time, memory."""
+"""What a run cost: time, memory, bytes."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from markupsafe import Markup
+from fedstill.report import cells, words
+from fedstill.report.groups import Group, Point, summarise
+from fedstill.report.parts import Axis, Bars, Block, Chart, Folded, Grid, Section, Text
+from fedstill.report.runs import Row, Run
 
-from fedstill.report import words
-from fedstill.report.figures import PALETTE, stacks
-from fedstill.report.groups import Group
-from fedstill.report.parts import Grid, Plot
+__all__ = ["MOST_ROWS", "costs"]
 
-__all__ = ["ledger", "time"]
+MOST_ROWS = 400
+"""Rows of a table on the page, at most; what is longer is in the CSV files."""
 
-
-def ledger(groups: Sequence[Group]) -> tuple[Grid, Grid]:
-    """Bytes by method over the whole run, and by round."""
-    totals, by_round = [], []
-    for group in groups:
-        first = group.runs[0]
-        ups, downs, scorings = (
-            [getattr(row, name) for row in first.rows] for name in ("bytes_up", "bytes_down", "bytes_scoring")
-        )
-        both = [None if up is None or down is None else up + down for up, down in zip(ups, downs, strict=True)]
-        cells = (words.size(_total(column)) for column in (ups, downs, both, scorings))
-        totals.append((group.label, str(len(first.rows)), *cells))
-        by_round += [
-            (
-                group.label,
-                str(row.number),
-                words.size(row.bytes_up),
-                words.size(row.bytes_down),
-                words.size(row.bytes_scoring),
-            )
-            for row in first.rows
-        ]
-    head = ("Method", "Rounds", "Up", "Down", "Up and down", "For validation")
-    return Grid(head, tuple(totals)), Grid(("Method", "Round", "Up", "Down", "For validation"), tuple(by_round))
+_ORDER = {"clients": 0, "distil": 1, "train": 2, "server, rest": 3, "evaluate": 4}
 
 
-def time(groups: Sequence[Group]) -> tuple[Plot, list[tuple[Markup, str]]] | None:
+def costs(groups: Sequence[Group]) -> Section | None:
+    """The section; None where no round was finished."""
+    if not groups:
+        return None
+    blocks: list[Block] = []
+    if (chart := _time(groups)) is not None:
+        blocks.append(chart)
+    blocks += [_ledger(groups), _by_round(groups)]
+    return Section("costs", "What it cost", tuple(blocks))
+
+
+def _time(groups: Sequence[Group]) -> Bars | None:
     """Seconds by phase: the mean over a group's runs. ``distil`` and ``train`` are parts of ``server``."""
-    bars = {group.label: _phases(group) for group in groups}
-    phases = list({phase: None for seconds in bars.values() for phase in seconds})
+    found = {group.label: _phases(group) for group in groups}
+    names = {phase for phases in found.values() for phase in phases}
+    phases = tuple(sorted(names, key=lambda phase: (_ORDER.get(phase, 9), phase)))
     if not phases:
         return None
     rows = []
     for group in groups:
-        seconds = bars[group.label]
-        walls = [run.wall_seconds for run in group.runs if run.wall_seconds is not None]
         peaks = [row.peak_memory for run in group.runs for row in run.rows if row.peak_memory is not None]
-        cells = [words.duration(seconds.get(phase)) for phase in phases]
-        wall = words.duration(statistics.fmean(walls) if walls else None)
         rows.append(
-            (group.label, *cells, words.duration(sum(seconds.values())), wall, words.size(max(peaks, default=None)))
+            (
+                cells.word(group.label),
+                *(cells.duration(found[group.label].get(phase)) for phase in phases),
+                cells.duration(_over_runs(group, lambda row: row.wall)),
+                cells.duration(_over_runs(group, lambda row: row.cpu_seconds)),
+                cells.size(max(peaks, default=None)),
+            )
         )
-    head = ("Method", *phases, "All phases", "Wall time", "Peak memory")
-    svg = stacks(bars, phases=phases, name="time", label="Seconds by phase; the table below has its numbers")
-    marks = [(Markup(f"var(--s{index % len(PALETTE)})"), phase) for index, phase in enumerate(phases)]
-    return Plot("Time by phase", "", svg, Grid(head, tuple(rows))), marks
+    table = Grid(
+        "time",
+        "Time by phase, over all rounds, and memory",
+        ("Method", *phases, "Wall time", "CPU time", "Peak memory"),
+        tuple(rows),
+        note="Mean ± sample standard deviation over seeds; memory: the largest process of any seed. "
+        "– : not recorded, or rounds are missing.",
+    )
+    told = {label: its for label, its in found.items() if its}
+    longest = max(told, key=lambda label: sum(point.mean for point in told[label].values()))
+    return Bars(
+        Chart(
+            "time",
+            "Time by phase",
+            "Summed over rounds, mean over seeds. distil and train are what the server does.",
+            f"Seconds by phase of {words.listed(list(told))}; {longest} takes longest, "
+            f"{words.duration(sum(point.mean for point in told[longest].values()))} in all.",
+            table,
+        ),
+        phases,
+        tuple(
+            (label, tuple(its[phase].mean if phase in its else 0.0 for phase in phases)) for label, its in told.items()
+        ),
+        Axis("time", "seconds"),
+    )
 
 
-def _phases(group: Group) -> dict[str, float]:
+def _phases(group: Group) -> dict[str, Point]:
+    by_run = [_run_phases(run) for run in group.runs]
+    if not all(by_run):
+        return {}
+    names = {phase: None for phases in by_run for phase in phases}
+    return {phase: summarise([phases.get(phase, 0.0) for phases in by_run]) for phase in names}
+
+
+def _run_phases(run: Run) -> Mapping[str, float]:
+    if not run.whole:
+        return {}
     sums: dict[str, float] = {}
-    for run in group.runs:
-        for row in run.rows:
-            for phase, seconds in row.seconds.items():
-                sums[phase] = sums.get(phase, 0.0) + seconds / len(group.runs)
+    for row in run.rows:
+        for phase, seconds in row.seconds.items():
+            sums[phase] = sums.get(phase, 0.0) + seconds
     parts = sums.get("distil", 0.0) + sums.get("train", 0.0)
     if "server" in sums:
         sums["server, rest"] = max(0.0, sums.pop("server") - parts)
-    order = {"clients": 0, "distil": 1, "train": 2, "server, rest": 3, "evaluate": 4}
-    return dict(sorted(sums.items(), key=lambda item: (order.get(item[0], 9), item[0])))
+    return sums
 
 
-def _total(column: Sequence[int | None]) -> int | None:
-    # a sum over what is known would pass for the whole
-    return None if None in column else sum(count for count in column if count is not None)
+def _ledger(groups: Sequence[Group]) -> Grid:
+    readers: tuple[Callable[[Row], float | None], ...] = (
+        lambda row: row.bytes_up,
+        lambda row: row.bytes_down,
+        lambda row: row.sent,
+        lambda row: row.bytes_scoring,
+    )
+    return Grid(
+        "bytes",
+        "Bytes, all clients together, over all rounds",
+        ("Method", "Rounds", "Up", "Down", "Up and down", "For scoring"),
+        tuple(
+            (
+                cells.word(group.label),
+                cells.rounds(summarise([len(run.rows) for run in group.runs])),
+                *(cells.size(_over_runs(group, read)) for read in readers),
+            )
+            for group in groups
+        ),
+        note="Mean over seeds. – : not recorded, or rounds are missing.",
+    )
+
+
+def _by_round(groups: Sequence[Group]) -> Block:
+    rows = [
+        (
+            cells.word(group.first),
+            cells.count(row.number),
+            cells.size(row.bytes_up),
+            cells.size(row.bytes_down),
+            cells.size(row.bytes_scoring),
+        )
+        for group in groups
+        for row in group.runs[0].rows
+    ]
+    if len(rows) > MOST_ROWS:
+        return Text(
+            "Bytes by round are too many for this page: fedstill report … --csv writes them, as rounds.csv.", "mute"
+        )
+    head = ("Run", "Round", "Up", "Down", "For scoring")
+    return Folded("Bytes by round", (Grid("bytes-by-round", "Bytes by round", head, tuple(rows)),))
+
+
+def _over_runs(group: Group, read: Callable[[Row], float | None]) -> Point | None:
+    """The sum over each run's rounds, over runs; None where a round or a value is missing in one of them."""
+    totals = []
+    for run in group.runs:
+        values = [read(row) for row in run.rows]
+        known = [value for value in values if value is not None]
+        if not run.whole or len(known) < len(values):
+            return None
+        totals.append(sum(known))
+    return summarise(totals)

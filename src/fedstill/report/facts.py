@@ -8,18 +8,25 @@ from typing import Any
 
 from fedstill.errors import InputError
 from fedstill.generators import PRIORS
-from fedstill.report import words
-from fedstill.report.groups import flatten, title
-from fedstill.report.parts import Grid
+from fedstill.report import cells, words
+from fedstill.report.groups import Group, flatten, title
+from fedstill.report.parts import Facts, Folded, Grid, Section
 from fedstill.report.runs import Run
 
-__all__ = ["facts", "mismatch", "owners", "settings"]
+__all__ = ["facts", "mismatch", "owners"]
 
 _PLACE = ("system", "cpu", "gpu")
+_UNKNOWN = "not recorded"
 
 
-def facts(runs: Sequence[Run], labels: Mapping[int, str]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(name, [(value, whose)]): one value with nobody's name where all runs share it."""
+def facts(runs: Sequence[Run], groups: Sequence[Group], labels: Mapping[int, str]) -> Section:
+    """The section; ``labels`` by a run's identity."""
+    tables = (_settings(f"settings-{number}", group) for number, group in enumerate(groups, start=1))
+    folded = (Folded(table.title, (table,)) for table in tables)
+    return Section("facts", "What was run", (Facts(tuple(_facts(runs, labels))), *folded))
+
+
+def _facts(runs: Sequence[Run], labels: Mapping[int, str]) -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:
     readers: list[tuple[str, Callable[[Run], str]]] = [
         ("Method", title),
         ("Data", _data),
@@ -31,19 +38,21 @@ def facts(runs: Sequence[Run], labels: Mapping[int, str]) -> list[tuple[str, lis
         ("Rounds", lambda run: str(run.rows[-1].number) if run.rows else "none"),
         ("Versions", lambda run: _provenance(run, place=False)),
         ("Hardware", lambda run: _provenance(run, place=True)),
-        ("Wall time", lambda run: words.duration(run.wall_seconds) if run.wall_seconds is not None else ""),
+        ("Published values", _published),
     ]
-    found = []
     for name, read in readers:
         whose: dict[str, list[Run]] = {}
         for run in runs:
-            whose.setdefault(read(run) or "not recorded", []).append(run)
+            whose.setdefault(read(run) or _UNKNOWN, []).append(run)
         if name in ("Method", "Seed"):
-            found.append((name, [(", ".join(whose), "")]))
-        else:
-            alone = len(whose) == 1
-            found.append((name, [(value, "" if alone else owners(its, runs, labels)) for value, its in whose.items()]))
-    return found
+            yield name, ((", ".join(whose), ""),)
+            continue
+        if name == "Published values":
+            whose.pop(_UNKNOWN, None)  # that a run names none is nothing to tell
+        alone = sum(map(len, whose.values())) == len(runs) and len(whose) == 1
+        if whose:
+            yield name, tuple((value, "" if alone else owners(its, runs, labels)) for value, its in whose.items())
+    yield "Wall time", ((_wall(runs), ""),)
 
 
 def owners(some: Sequence[Run], runs: Sequence[Run], labels: Mapping[int, str]) -> str:
@@ -82,7 +91,7 @@ def _partition(run: Run) -> str:
     kind = str(table.get("kind", ""))
     # each scheme reads some of the settings; the others would only mislead here
     used = {"dirichlet": ("alpha", "min_size"), "kshard": ("shards",), "kclass": ("classes",)}
-    keys = ("clients", *used.get(kind, ()), "validation")
+    keys = ("clients", *used.get(kind, ()), "validation", "test")
     own = table.get("options")
     shown = {key: table[key] for key in keys if key in table} | (dict(own) if isinstance(own, Mapping) else {})
     return _options({"kind": kind, **shown}, "kind")
@@ -126,9 +135,24 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def settings(run: Run) -> Grid:
-    """Every setting of ``run``, by its dotted key."""
-    return Grid(("Setting", "Value"), tuple((key, _plain(value)) for key, value in flatten(run.settings)), 2)
+def _wall(runs: Sequence[Run]) -> str:
+    """Of all runs together: each method's own stands in the tables."""
+    known = [run.wall_seconds for run in runs if run.wall_seconds is not None]
+    if not known:
+        return _UNKNOWN
+    of = f" for {len(known)} of {len(runs)} runs" if len(known) < len(runs) else f" for {len(runs)} runs"
+    return words.duration(sum(known)) + (of if len(runs) > 1 else "")
+
+
+def _published(run: Run) -> str:
+    table = run.settings.get("published")
+    return str(table.get("source") or "source not named") if isinstance(table, Mapping) and run.published else ""
+
+
+def _settings(key: str, group: Group) -> Grid:
+    """Every setting of the group's first run, by its dotted key."""
+    rows = ((cells.word(name), cells.word(_plain(value))) for name, value in flatten(group.runs[0].settings))
+    return Grid(key, f"All settings of {group.first}", ("Setting", "Value"), tuple(rows), 2)
 
 
 def mismatch(runs: Sequence[Run]) -> Iterator[str]:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
 from fedstill.algorithms import ALGORITHMS
-from fedstill.report.runs import Run
+from fedstill.report.runs import Row, Run
 
-__all__ = ["Group", "Point", "flatten", "gather", "summarise", "title"]
+__all__ = ["APART", "Group", "Point", "flatten", "gather", "running", "settings", "summarise", "title"]
 
 _TITLES = {"fedavg": "FedAvg", "feddgm": "FedDGM", "prioronly": "PriorOnly", "centralised": "Centralised"}
 
-# what may differ between two runs of one group: none of it changes what is computed, but the seed
-_APART = ("seed", "name", "rounds", "engine", "output")
+APART = ("seed", "name", "rounds", "engine", "output", "evaluate", "published")
+"""What may differ between two runs of one group: none of it changes what is computed, but the seed."""
+
+_TELLING = 3  # settings that a label may name
 
 
 @dataclass(frozen=True)
@@ -54,23 +57,61 @@ class Group:
         scored = [{name: None for row in run.rows for name in row.accuracy} for run in self.runs]
         return tuple(name for name in scored[0] if all(name in other for other in scored[1:]))
 
-    def curve(self, model: str) -> dict[int, Point]:
-        """Accuracy by round, for the rounds in which every run has scored ``model``."""
-        curves = [{row.number: row.accuracy[model] for row in run.rows if model in row.accuracy} for run in self.runs]
+    @property
+    def first(self) -> str:
+        """What the first run is called where its images or distillations stand for all seeds'."""
+        return self.label + (f", seed {self.runs[0].seed}" if len(self.runs) > 1 else "")
+
+    def over(self, read: Callable[[Row], float | None]) -> dict[int, Point]:
+        """``read`` by round, for the rounds in which every run has a value."""
+        curves = [{row.number: value for row in run.rows if (value := read(row)) is not None} for run in self.runs]
         common = sorted(set(curves[0]).intersection(*curves[1:]))
         return {number: summarise([curve[number] for curve in curves]) for number in common}
 
-    def sent(self) -> dict[int, float]:
-        """Bytes up and down, cumulative, by round; the mean over runs. Rounds that lack a count end the curve."""
-        sums: dict[int, list[int]] = {}
+    @cached_property
+    def curves(self) -> Mapping[str, Mapping[int, Point]]:
+        """Accuracy by model and round; a model that no round has scored in every run is absent."""
+        found = {model: self.over(_accuracy(model)) for model in self.models}
+        return {model: curve for model, curve in found.items() if curve}
+
+    def curve(self, model: str) -> Mapping[int, Point]:
+        """Accuracy by round, for the rounds in which every run has scored ``model``."""
+        return self.curves.get(model, {})
+
+    def summed(self, read: Callable[[Row], float | None]) -> dict[int, Point]:
+        """``read``, cumulative, by round. A round that is missing or lacks a value ends the curve."""
+        sums: dict[int, list[float]] = {}
         for run in self.runs:
-            total = 0
-            for row in run.rows:
-                if row.bytes_up is None or row.bytes_down is None:
-                    break
-                total += row.bytes_up + row.bytes_down
-                sums.setdefault(row.number, []).append(total)
-        return {number: statistics.fmean(values) for number, values in sums.items() if len(values) == len(self.runs)}
+            for number, total in running(run, read):
+                sums.setdefault(number, []).append(total)
+        return {number: summarise(values) for number, values in sums.items() if len(values) == len(self.runs)}
+
+    def sent(self) -> dict[int, Point]:
+        """Bytes up and down, cumulative, by round."""
+        return self.summed(lambda row: row.sent)
+
+    def spent(self) -> dict[int, Point]:
+        """Wall seconds, cumulative, by round."""
+        return self.summed(lambda row: row.wall)
+
+    def worked(self) -> dict[int, Point]:
+        """CPU seconds of all processes, cumulative, by round."""
+        return self.summed(lambda row: row.cpu_seconds)
+
+
+def _accuracy(model: str) -> Callable[[Row], float | None]:
+    return lambda row: row.accuracy.get(model)
+
+
+def running(run: Run, read: Callable[[Row], float | None]) -> Iterator[tuple[int, float]]:
+    """(round, sum so far), as long as no round is missing: a sum over what is known would pass for the whole."""
+    total: float = 0
+    for index, row in enumerate(run.rows, start=1):
+        value = read(row)
+        if row.number != index or value is None:
+            return
+        total += value
+        yield index, total
 
 
 def gather(runs: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[str, ...]]:
@@ -80,7 +121,7 @@ def gather(runs: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[str, ...]]:
     for run in runs:
         if not run.rows:
             continue
-        shared = {key: value for key, value in run.settings.items() if key not in _APART}
+        shared = {key: value for key, value in run.settings.items() if key not in APART}
         identity = json.dumps(shared, sort_keys=True, default=str) if run.settings else str(run.folder)
         seeds = members.setdefault(identity, {})
         if run.seed in seeds:
@@ -113,6 +154,11 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
+def settings(group: Group) -> dict[str, Any]:
+    """What makes the group's experiment what it is, by dotted key."""
+    return {key: value for key, value in flatten(group.runs[0].settings) if key.partition(".")[0] not in APART}
+
+
 def _labelled(groups: Sequence[Group]) -> Iterator[Group]:
     names = [title(group.runs[0]) for group in groups]
     for group, name in zip(groups, names, strict=True):
@@ -122,19 +168,18 @@ def _labelled(groups: Sequence[Group]) -> Iterator[Group]:
 
 
 def _difference(group: Group, alike: Sequence[Group]) -> str:
-    """What tells ``group`` from its namesakes: the one setting that does, else the experiment's name or the folder's.
+    """What tells ``group`` from its namesakes: the one setting that does, else the experiment's name, else a few settings,
+    else the folder's name.
 
     Of names, what all begin with is left out: ``digits-feddgm`` and ``digits-feddgm-hard`` are called by nothing and
     ``hard``.
     """
-    tables = [
-        {key: str(value) for key, value in flatten(other.runs[0].settings) if key.partition(".")[0] not in _APART}
-        for other in alike
-    ]
+    tables = [{key: str(value) for key, value in settings(other).items()} for other in alike]
     keys = [key for key in {key: None for table in tables for key in table} if len({t.get(key) for t in tables}) > 1]
-    if len(keys) == 1:
-        return f"{keys[0].rpartition('.')[2]} {tables[alike.index(group)].get(keys[0], 'unset')}"
     names = [other.runs[0].name for other in alike]
+    if len(keys) == 1 or (len(keys) <= _TELLING and len(set(names)) < len(names)):
+        own = tables[alike.index(group)]
+        return ", ".join(f"{key.rpartition('.')[2]} {own.get(key, 'unset')}" for key in keys)
     if len(set(names)) < len(names):
         return group.runs[0].folder.resolve().name
     parts = [name.split("-") for name in names]

@@ -1,62 +1,88 @@
-"""From runs to the page: each section is a value that the template lays out."""
+"""From runs to the page: sections as values, in the order in which a reader meets them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from fedstill.report import accuracy, costs, facts, matching
+from fedstill.report import facts
+from fedstill.report.ablation import ablation
+from fedstill.report.accuracy import accuracy
+from fedstill.report.classes import classes
+from fedstill.report.costs import costs
+from fedstill.report.fresh import fresh
 from fedstill.report.groups import Group, gather, title
-from fedstill.report.pictures import albums
-from fedstill.report.runs import Holding, Run
+from fedstill.report.holdings import holdings
+from fedstill.report.images import images
+from fedstill.report.matching import failures, matching
+from fedstill.report.pareto import pareto
+from fedstill.report.parts import Page, Section
+from fedstill.report.results import results
+from fedstill.report.runs import UNFINISHED, Run
+from fedstill.report.series import series
+from fedstill.report.similarity import similarity
+from fedstill.report.summary import numbers
+from fedstill.report.theory import theory
 from fedstill.report.verdict import verdict
 
-__all__ = ["render"]
+__all__ = ["build", "called"]
 
-_OPEN_TILES = 4
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """Who held what: a heat table. ``shade`` is 0 … 1 of the largest count."""
-
-    runs: str
-    holding: Holding
-    largest: int
+_NAMES = 5  # groups that the title names one by one
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The whole page as HTML."""
+def build(runs: Sequence[Run], *, live: int | None = None) -> Page:
+    """The page of ``runs``; ``live``: seconds after which a browser should read it again."""
     groups, notes = gather(runs)
     counted = [run for group in groups for run in group.runs]
     labels = _run_labels(groups, runs)
-    environment = Environment(
-        loader=PackageLoader("fedstill.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    missing = (
+        f"{labels[id(run)]}: {'the run goes on' if sentence == UNFINISHED and live is not None else sentence}."
+        for run in runs
+        for sentence in run.missing
     )
-    return environment.get_template("page.html.j2").render(
-        title=", ".join(group.label for group in groups) or ", ".join(title(run) for run in runs),
+    return Page(
+        title=_title(groups, runs),
         verdict=verdict(groups),
         footing=_footing(groups),
-        notes=[*facts.mismatch(counted), *notes],
-        missing=[(labels[id(run)], run.missing) for run in runs if run.missing],
-        facts=facts.facts(runs, labels),
-        settings=[(group.label, facts.settings(group.runs[0])) for group in groups],
-        legend=accuracy.legend(groups),
-        plots=accuracy.plots(groups),
-        maps=_maps(counted or runs, labels),
-        albums=albums(_pictured(groups)),
-        open_tiles=_OPEN_TILES,
-        health=[found for run in runs if (found := matching.health(run, labels[id(run)])) is not None],
-        failures=matching.failures(runs, labels),
-        ledger=costs.ledger(groups),
-        time=costs.time(groups),
+        notes=(*facts.mismatch(counted), *notes, *missing),
+        sections=tuple(_sections(runs, groups, labels)),
+        live=live,
     )
+
+
+def called(runs: Sequence[Run]) -> list[tuple[str, Run]]:
+    """Each run beside what the page calls it."""
+    labels = _run_labels(gather(runs)[0], runs)
+    return [(labels[id(run)], run) for run in runs]
+
+
+def _title(groups: Sequence[Group], runs: Sequence[Run]) -> str:
+    names = [group.label for group in groups] or [title(run) for run in runs]
+    return ", ".join(names if len(names) <= _NAMES else dict.fromkeys(title(group.runs[0]) for group in groups))
+
+
+def _sections(runs: Sequence[Run], groups: Sequence[Group], labels: Mapping[int, str]) -> Iterator[Section]:
+    lines = series(groups)
+    counted = [run for group in groups for run in group.runs]
+    if lines:
+        table = results(groups)
+        yield Section("numbers", "The numbers", (numbers(lines),) if table is None else (table, numbers(lines)))
+    yield facts.facts(runs, groups, labels)
+    made = (
+        accuracy(lines),
+        ablation(groups, lines),
+        pareto(lines),
+        holdings(counted or runs, groups, labels),
+        similarity(counted or runs, labels),
+        classes(lines),
+        images(groups),
+        matching(groups, labels),
+        theory(groups),
+        fresh(groups),
+    )
+    yield from (section for section in made if section is not None)
+    yield failures(runs, labels)
+    if (section := costs(groups)) is not None:
+        yield section
 
 
 def _run_labels(groups: Sequence[Group], runs: Sequence[Run]) -> dict[int, str]:
@@ -77,26 +103,3 @@ def _footing(groups: Sequence[Group]) -> str:
     several = "some methods with one seed alone, whose spread is not known" if counts[0] == 1 else ""
     seeds = " to ".join(map(str, sorted({counts[0], counts[-1]})))
     return f"Mean ± sample standard deviation over {seeds} seeds" + (f"; {several}." if several else ".")
-
-
-def _maps(runs: Sequence[Run], labels: Mapping[int, str]) -> list[HeatMap]:
-    found: dict[str, tuple[Holding, list[Run]]] = {}
-    for run in runs:
-        if run.holding is not None and run.holding.classes:
-            key = run.holding.hash or repr(run.holding.counts)
-            found.setdefault(key, (run.holding, []))[1].append(run)
-    return [
-        HeatMap(
-            facts.owners(its, runs, labels) if len(found) > 1 else "",
-            holding,
-            max(map(max, holding.counts.values()), default=0),
-        )
-        for holding, its in found.values()
-    ]
-
-
-def _pictured(groups: Sequence[Group]) -> dict[str, Run]:
-    """One run a group: one seed's images tell as much as all the seeds' do."""
-    return {
-        group.label + (f", seed {group.runs[0].seed}" if len(group.runs) > 1 else ""): group.runs[0] for group in groups
-    }

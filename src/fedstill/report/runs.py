@@ -1,25 +1,44 @@
 """A run's folder, read into frozen values. Whatever can be read is; whatever cannot is named in ``Run.missing``.
 
-A page must be had of a run that was killed, that a newer fedstill wrote, or whose disk was full. So unknown keys are
-passed over, a value of the wrong type counts as absent, and only a folder that is no run at all is refused.
+Unknown keys are passed over, so that a newer fedstill's run has a page too; only a folder that is no run at all is refused.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from fedstill.errors import InputError
+from fedstill.report.evaluated import Evaluated, read_evaluated
+from fedstill.report.reading import (
+    Table,
+    as_count,
+    as_counts,
+    as_figure,
+    as_figures,
+    as_list,
+    as_share,
+    as_shares,
+    as_table,
+    as_text,
+    read_json,
+    read_text,
+    read_toml,
+)
 
-__all__ = ["ClientRow", "Holding", "Matching", "Row", "Run", "read_run"]
+__all__ = ["UNFINISHED", "ClientRow", "Holding", "Matching", "Own", "Row", "Run", "Theory", "read_run"]
 
-Table = Mapping[str, Any]
+WALL = ("clients", "server", "evaluate")
+"""Phases that make up a round's wall time; others (``distil``, ``train``) are parts of these."""
+
+
+UNFINISHED = "the run was not finished: later rounds are missing"
+"""What ``Run.missing`` says of a run that was interrupted, or is still at work."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,17 @@ class Matching:
 
 
 @dataclass(frozen=True)
+class Own:
+    """The received model on one client's own test images."""
+
+    correct: int | None
+    examples: int | None
+    accuracy: float | None
+    balanced: float | None
+    calibration: float | None
+
+
+@dataclass(frozen=True)
 class ClientRow:
     """One client in one round; ``validation`` is the accuracy of the model it received on its validation split."""
 
@@ -45,25 +75,61 @@ class ClientRow:
     examples: int | None
     loss: float | None
     validation: float | None
+    test: Own | None
     matching: Matching | None
 
 
 @dataclass(frozen=True)
+class Theory:
+    """Cosine between the gradients on the synthetic union and on all real images, at a round's first and last weights."""
+
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True)
 class Row:
-    """One line of ``metrics.jsonl``; accuracies are fractions, sizes bytes, times seconds."""
+    """One line of ``metrics.jsonl``; accuracies are fractions, sizes bytes, times seconds.
+
+    Attributes:
+        accuracy, balanced, calibration: by model, on the clean test images: share of them labelled correctly, its mean over
+            classes, and the expected calibration error.
+        per_class: by model, the share of each class labelled correctly; None where the test set has none of the class.
+        confusion: by model, counts: rows are true classes, columns what the model said.
+        examples: number of test images.
+        validation, test: unweighted mean over the clients' own validation and test images.
+    """
 
     number: int
     accuracy: Mapping[str, float]
+    balanced: Mapping[str, float]
+    calibration: Mapping[str, float]
+    per_class: Mapping[str, tuple[float | None, ...]]
+    confusion: Mapping[str, tuple[tuple[int, ...], ...]]
+    examples: int | None
     validation: float | None
+    test: float | None
     bytes_up: int | None
     bytes_down: int | None
     bytes_scoring: int | None
     seconds: Mapping[str, float]
+    cpu_seconds: float | None
     peak_memory: int | None
     aggregated: bool
     union: int | None
+    theory: Theory | None
     clients: tuple[ClientRow, ...]
     failures: tuple[tuple[str, str], ...]
+
+    @property
+    def sent(self) -> int | None:
+        """Bytes up and down; None where one of them is not known."""
+        return None if self.bytes_up is None or self.bytes_down is None else self.bytes_up + self.bytes_down
+
+    @property
+    def wall(self) -> float | None:
+        """Wall seconds: clients, server and evaluation, as ``summary.json`` adds them up; None where one is not known."""
+        return sum(self.seconds[phase] for phase in WALL) if all(phase in self.seconds for phase in WALL) else None
 
 
 @dataclass(frozen=True)
@@ -82,6 +148,11 @@ class Holding:
     classes: tuple[str, ...]
     counts: Mapping[str, tuple[int, ...]]
 
+    @property
+    def key(self) -> str:
+        """The same for two runs whose clients hold the same."""
+        return self.hash or repr(self.counts)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -94,6 +165,7 @@ class Run:
         holding: None where ``partition.json`` cannot be read.
         rows: by round, ascending.
         summary: as ``summary.json`` holds it; empty where it cannot be read.
+        evaluated: what ``fedstill evaluate`` measured afterwards.
         missing: one sentence for each thing that could not be read.
     """
 
@@ -103,24 +175,46 @@ class Run:
     holding: Holding | None
     rows: tuple[Row, ...]
     summary: Table
+    evaluated: Evaluated
     missing: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        return _text(self.settings.get("name")) or self.folder.resolve().name
+        return as_text(self.settings.get("name")) or self.folder.resolve().name
 
     @property
     def method(self) -> str:
         """Name in the table of algorithms; empty where the experiment cannot be read."""
-        return _text(_table(self.settings.get("algorithm")).get("name"))
+        return as_text(as_table(self.settings.get("algorithm")).get("name"))
 
     @property
     def seed(self) -> int | None:
-        return _count(self.settings.get("seed"))
+        return as_count(self.settings.get("seed"))
 
     @property
     def wall_seconds(self) -> float | None:
-        return _figure(self.summary.get("wall_seconds"))
+        """Over all rounds; None where one of them is missing or does not tell."""
+        known = [row.wall for row in self.rows if row.wall is not None]
+        return sum(known) if known and self.whole and len(known) == len(self.rows) else None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty where ``partition.json`` cannot be read."""
+        return self.holding.classes if self.holding is not None else ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether its rows are those of rounds 1, 2, 3 …: only then are sums over them sums over the run."""
+        return all(row.number == index for index, row in enumerate(self.rows, start=1))
+
+    @property
+    def published(self) -> Mapping[str, float]:
+        """Published accuracies by the name of a model, as the experiment gives them to compare with."""
+        return as_shares(as_table(self.settings.get("published")).get("accuracy"))
+
+    @cached_property
+    def by_round(self) -> Mapping[int, Row]:
+        return {row.number: row for row in self.rows}
 
 
 def read_run(folder: Path) -> Run:
@@ -135,51 +229,28 @@ def read_run(folder: Path) -> Run:
             "give the folder that 'fedstill run' wrote"
         )
     missing: list[str] = []
-    experiment = _read_toml(folder / "experiment.toml", missing)
+    experiment = read_toml(folder / "experiment.toml", missing, lost="settings and versions are not known")
     rows = _read_rows(folder / "metrics.jsonl", missing)
     holding = _read_holding(folder / "partition.json", missing)
-    summary = _table(_read_json(folder / "summary.json", missing))
-    if summary and summary.get("finished") is not True:
-        missing.append("the run was not finished: later rounds are missing")
+    path = folder / "summary.json"
+    # it is first written after round 1: where there is no round, that says it all
+    summary = read_json(path, missing) if rows or path.exists() else None
+    if summary is not None and summary.get("finished") is not True:
+        missing.append(UNFINISHED)
     return Run(
         folder=folder,
         settings={key: value for key, value in experiment.items() if key != "provenance"},
-        provenance=_table(experiment.get("provenance")),
+        provenance=as_table(experiment.get("provenance")),
         holding=holding,
         rows=rows,
-        summary=summary,
+        summary=summary or {},
+        evaluated=read_evaluated(folder / "evaluation.json", missing),
         missing=tuple(missing),
     )
 
 
-def _read_text(path: Path, missing: list[str]) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        missing.append(f"{path.name} cannot be read ({error.strerror or error})")
-        return None
-
-
-def _read_toml(path: Path, missing: list[str]) -> Table:
-    text = _read_text(path, missing)
-    try:
-        return tomllib.loads(text) if text is not None else {}
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        missing.append(f"{path.name} is damaged ({error}): settings and versions are not known")
-        return {}
-
-
-def _read_json(path: Path, missing: list[str]) -> Any:
-    text = _read_text(path, missing)
-    try:
-        return json.loads(text) if text is not None else None
-    except (ValueError, RecursionError) as error:
-        missing.append(f"{path.name} is damaged ({error})")
-        return None
-
-
 def _read_rows(path: Path, missing: list[str]) -> tuple[Row, ...]:
-    lines = (_read_text(path, missing) or "").splitlines()
+    lines = (read_text(path, missing) or "").splitlines()
     rows: dict[int, Row] = {}
     for index, line in enumerate(lines, start=1):
         if not line.strip():
@@ -204,97 +275,100 @@ def _read_rows(path: Path, missing: list[str]) -> tuple[Row, ...]:
 
 
 def _row(value: Any) -> Row | None:
-    table = _table(value)
-    number = _count(table.get("round"))
+    table = as_table(value)
+    number = as_count(table.get("round"))
     if number is None or number < 1:
         return None
+    confusion = {str(name): as_counts(matrix) for name, matrix in as_table(table.get("confusion")).items()}
     return Row(
         number=number,
-        accuracy=_figures(table.get("accuracy")),
-        validation=_figure(_table(table.get("validation")).get("mean")),
-        bytes_up=_count(table.get("bytes_up")),
-        bytes_down=_count(table.get("bytes_down")),
-        bytes_scoring=_count(table.get("bytes_scoring")),
-        seconds=_figures(table.get("seconds")),
-        peak_memory=_count(table.get("peak_memory")),
+        accuracy=as_shares(table.get("accuracy")),
+        balanced=as_shares(table.get("balanced_accuracy")),
+        calibration=as_shares(table.get("calibration_error")),
+        per_class={
+            str(name): tuple(map(as_share, as_list(shares)))
+            for name, shares in as_table(table.get("per_class")).items()
+        },
+        confusion={name: matrix for name, matrix in confusion.items() if matrix},
+        examples=as_count(table.get("test_examples")),
+        validation=as_share(as_table(table.get("validation")).get("mean")),
+        test=as_share(as_table(table.get("test")).get("mean")),
+        bytes_up=as_count(table.get("bytes_up")),
+        bytes_down=as_count(table.get("bytes_down")),
+        bytes_scoring=as_count(table.get("bytes_scoring")),
+        seconds=as_figures(table.get("seconds")),
+        cpu_seconds=as_figure(table.get("cpu_seconds")),
+        peak_memory=as_count(table.get("peak_memory")),
         aggregated=table.get("aggregated") is not False,
-        union=_count(table.get("union")),
-        clients=tuple(_client(item) for item in map(_table, _list(table.get("clients"))) if _text(item.get("client"))),
+        union=as_count(table.get("union")),
+        theory=_theory(as_table(table.get("theory"))),
+        clients=tuple(
+            _client(item) for item in map(as_table, as_list(table.get("clients"))) if as_text(item.get("client"))
+        ),
         failures=tuple(
-            (_text(item.get("client")) or "unknown client", _text(item.get("reason")) or "no reason given")
-            for item in map(_table, _list(table.get("failures")))
+            (as_text(item.get("client")) or "unknown client", as_text(item.get("reason")) or "no reason given")
+            for item in map(as_table, as_list(table.get("failures")))
         ),
     )
 
 
+def _theory(table: Table) -> Theory | None:
+    if not table:
+        return None
+    return Theory(as_figure(table.get("cosine_before")), as_figure(table.get("cosine_after")))
+
+
 def _client(table: Table) -> ClientRow:
-    matching = _table(table.get("matching"))
+    matching, test = as_table(table.get("matching")), as_table(table.get("test"))
     return ClientRow(
-        client=_text(table.get("client")),
-        examples=_count(table.get("examples")),
-        loss=_figure(table.get("loss")),
-        validation=_figure(table.get("validation")),
+        client=as_text(table.get("client")),
+        examples=as_count(table.get("examples")),
+        loss=as_figure(table.get("loss")),
+        validation=as_share(table.get("validation")),
+        test=_own(test) if test else None,
         matching=_matching(matching) if matching else None,
+    )
+
+
+def _own(table: Table) -> Own:
+    return Own(
+        correct=as_count(table.get("correct")),
+        examples=as_count(table.get("examples")),
+        accuracy=as_share(table.get("accuracy")),
+        balanced=as_share(table.get("balanced_accuracy")),
+        calibration=as_share(table.get("calibration_error")),
     )
 
 
 def _matching(table: Table) -> Matching:
     return Matching(
-        start=_figure(table.get("start")),
-        end=_figure(table.get("end")),
-        best=_figure(table.get("best")),
-        pixel_min=_figure(table.get("pixel_min")),
-        pixel_max=_figure(table.get("pixel_max")),
-        rate=_figure(table.get("rate")),
-        conditioning=_figure(table.get("conditioning")),
-        retries=_count(table.get("retries")),
-        sick=_text(table.get("sick")) or None,
+        start=as_figure(table.get("start")),
+        end=as_figure(table.get("end")),
+        best=as_figure(table.get("best")),
+        pixel_min=as_figure(table.get("pixel_min")),
+        pixel_max=as_figure(table.get("pixel_max")),
+        rate=as_figure(table.get("rate")),
+        conditioning=as_figure(table.get("conditioning")),
+        retries=as_count(table.get("retries")),
+        sick=as_text(table.get("sick")) or None,
     )
 
 
 def _read_holding(path: Path, missing: list[str]) -> Holding | None:
-    table = _table(_read_json(path, missing))
-    if not table:
+    table = read_json(path, missing)
+    if table is None:
         return None
     counts = {
-        str(client): tuple(max(0, _count(count) or 0) for count in _list(row))
-        for client, row in _table(table.get("histogram")).items()
+        str(client): tuple(max(0, as_count(count) or 0) for count in as_list(row))
+        for client, row in as_table(table.get("histogram")).items()
     }
     width = max(map(len, counts.values()), default=0)
-    names = [str(name) for name in _list(table.get("classes"))]
+    names = [str(name) for name in as_list(table.get("classes"))]
     if not counts:
         missing.append("partition.json holds no class histogram: who held what is not known")
     return Holding(
-        kind=_text(table.get("kind")),
-        hash=_text(table.get("hash")),
+        kind=as_text(table.get("kind")),
+        hash=as_text(table.get("hash")),
         classes=tuple(names) if len(names) == width else tuple(map(str, range(width))),
         counts={client: (*row, *(0,) * (width - len(row))) for client, row in counts.items()},
     )
-
-
-def _table(value: Any) -> Table:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _figure(value: Any) -> float | None:
-    if isinstance(value, int):
-        value = _count(value)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _count(value: Any) -> int | None:
-    # 63 bits, as every count of ours; a longer number would not even go through float
-    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
-
-
-def _figures(value: Any) -> dict[str, float]:
-    found = {str(name): _figure(item) for name, item in _table(value).items()}
-    return {name: figure for name, figure in found.items() if figure is not None}

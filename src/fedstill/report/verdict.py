@@ -1,19 +1,21 @@
-"""The result in at most three sentences at the top of the page: who leads, whoever it is, and what the generator alone
-would have given.
+"""The result in a few sentences at the top of the page: who leads, whoever it is, and what the generator alone would have
+given.
 
 Methods are ranked on one network, the one that clients train, which each of them scores once. Ranking each by the best of
-its models would give those with more models more draws.
+its models would give those with more models more draws. Of several data sets or partitions, the one that most of them share
+is told of; the others stand in the table.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from fedstill.report.groups import Group, Point
-from fedstill.report.words import percent, points
+from fedstill.report.families import shown, varied
+from fedstill.report.groups import Group, Point, settings
+from fedstill.report.roles import STAGE, client_model, differ, network, network_title, stage, table
+from fedstill.report.words import listed, percent, points
 
 __all__ = ["NEAR", "verdict"]
 
@@ -23,8 +25,8 @@ NEAR = 0.02
 BETTER, LEVEL, ALMOST, LESS = "does better", "is level", "does almost as well", "does less well"
 _COMPARED = (BETTER, LEVEL, ALMOST, LESS)
 
-_CLIENT_MODELS = ("surrogate", "global")
-"""What methods call the network that clients train."""
+_TOLD = 3  # settings that a sentence names
+_MOST = 8  # results on other networks that a sentence lists
 
 
 class _Score(NamedTuple):
@@ -37,50 +39,45 @@ def verdict(groups: Sequence[Group]) -> str:
 
     Two scores are *level* where their bands, mean ± standard deviation over seeds, touch.
     """
-    roles = {group.label: role for group in groups if (role := _client_model(group))}
+    roles = {group.label: role for group in groups if (role := client_model(group))}
     scored = [group for group in groups if group.label in roles]
     if not scored:
         return "No round has been scored yet, so there is no result to state."
-    common = Counter(map(_network, scored)).most_common(1)[0][0]
-    alike = [group for group in scored if _network(group) == common]
+    shared = _commonest(scored, stage)
+    everywhere, scored = scored, [group for group in scored if stage(group) == shared]
+    common = _commonest(scored, network)
+    alike = [group for group in scored if network(group) == common]
     last = min(max(group.curve(roles[group.label])) for group in alike)
     ranked = [_Score(group, curve[last]) for group in alike if last in (curve := group.curve(roles[group.label]))]
-    sentences = [_lead(sorted(ranked, key=lambda score: -score.point.mean), last)]
+    sentences = [_lead(sorted(ranked, key=lambda score: -score.point.mean), last, _where(scored[0], everywhere))]
     sentences += _others(scored, roles, alike, last)
     sentences += _alone(scored, last)
+    if len(scored) < len(everywhere):
+        sentences.append("what was run on other data or partitions stands in the table")
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
 
 
-def _client_model(group: Group) -> str:
-    """The name under which ``group`` scores the network that clients train; empty where it scores nothing."""
-    models = [model for model in group.models if group.curve(model)]
-    return next((name for name in _CLIENT_MODELS if name in models), models[0] if models else "")
+def _commonest(groups: Sequence[Group], read: Callable[[Group], str]) -> str:
+    return Counter(map(read, groups)).most_common(1)[0][0]
 
 
-def _table(group: Group, key: str) -> Mapping[str, Any]:
-    table = group.runs[0].settings.get(key)
-    return table if isinstance(table, Mapping) else {}
+def _where(group: Group, everywhere: Sequence[Group]) -> str:
+    """What tells the group's data and partition from the others': ``, at alpha 0.5``; empty where all share them."""
+    own = settings(group)
+    keys = [key for key in varied(everywhere) if key.partition(".")[0] in STAGE]
+    told = ", ".join(f"{key.rpartition('.')[2]} {shown(own.get(key))}" for key in keys[:_TOLD])
+    return f", at {told}" if told else ""
 
 
-def _network(group: Group) -> str:
-    """Identity of the network that clients train."""
-    return json.dumps({key: value for key, value in _table(group, "model").items() if key != "label"}, default=str)
-
-
-def _title(group: Group) -> str:
-    table = _table(group, "model")
-    return str(table.get("label") or table.get("name") or "")
-
-
-def _lead(ranked: Sequence[_Score], last: int) -> str:
+def _lead(ranked: Sequence[_Score], last: int, where: str) -> str:
     contenders = [score for score in ranked if not score.group.pooled]
     ceilings = [score for score in ranked if score.group.pooled]
-    opening = f"after {last} round{'s' if last > 1 else ''}"
+    opening = f"after {last} round{'s' if last > 1 else ''}{where}"
     if not contenders:
         return f"{opening} training on all the data in one place reaches {percent(ceilings[0].point)}"
-    name = _title(contenders[0].group)
-    where = f"on the network that clients train{f' ({name})' if name else ''}"
-    clauses = [f"{opening}, {where}, {_first(contenders)}"]
+    name = network_title(contenders[0].group)
+    which = f"on the network that clients train{f' ({name})' if name else ''}"
+    clauses = [f"{opening}, {which}, {_first(contenders)}"]
     if ceilings:
         clauses.append(f"training on all the data in one place, the ceiling, reaches {percent(ceilings[0].point)}")
     return "; ".join(clauses)
@@ -92,7 +89,7 @@ def _first(contenders: Sequence[_Score]) -> str:
     if not others:
         return f"{group.label} reaches {percent(point)} {correct}, with no other method beside it"
     second, below = others[0]
-    if abs(point.mean - below.mean) <= _bands(point, below):
+    if not differ(point, below):
         return f"{group.label} and {second.label} are level at {percent(point)} and {percent(below)} {correct}"
     return (
         f"{group.label} leads with {percent(point)} {correct}, {points(point.mean - below.mean)} above {second.label}"
@@ -111,10 +108,12 @@ def _others(groups: Sequence[Group], roles: Mapping[str, str], alike: Sequence[G
             mine = model == roles[group.label]
             if (mine and group in alike) or last not in (curve := group.curve(model)):
                 continue
-            name = (_title(group) or model) if mine else model
+            name = (network_title(group) or model) if mine else model
             found.setdefault(name, []).append(f"{percent(curve[last].mean)} with {group.label}")
-    if found:
-        yield "other networks: " + "; ".join(f"{name} reaches {_listed(texts)}" for name, texts in found.items())
+    if sum(map(len, found.values())) > _MOST:
+        yield f"other networks ({listed(list(found))}) stand in the table"
+    elif found:
+        yield "other networks: " + "; ".join(f"{name} reaches {listed(texts)}" for name, texts in found.items())
 
 
 def _alone(groups: Sequence[Group], last: int) -> Iterator[str]:
@@ -128,7 +127,7 @@ def _alone(groups: Sequence[Group], last: int) -> Iterator[str]:
             continue
         subject = "it" if prior.label == known else f"the generator alone ({prior.label})"
         known = prior.label
-        told = "; ".join(f"{words} on {_listed(found[words])}" for words in _COMPARED if words in found)
+        told = "; ".join(f"{words} on {listed(found[words])}" for words in _COMPARED if words in found)
         clauses.append(f"beside {group.label}, {subject} {told}")
     if clauses:
         yield "; ".join(clauses)
@@ -150,25 +149,17 @@ def _against(group: Group, prior: Group, last: int) -> dict[str, list[str]]:
 def _control(group: Group, groups: Sequence[Group]) -> Group | None:
     """The PriorOnly of ``group``'s generator, or the first of any."""
     controls = [other for other in groups if other.method == "prioronly"]
-    generator = _table(group, "algorithm").get("generator")
+    generator = table(group, "algorithm").get("generator")
     return next(
-        (other for other in controls if _table(other, "algorithm").get("generator") == generator),
+        (other for other in controls if table(other, "algorithm").get("generator") == generator),
         controls[0] if controls else None,
     )
 
 
 def _compared(alone: Point, distilled: Point) -> str:
     gain = alone.mean - distilled.mean
-    if abs(gain) <= _bands(alone, distilled):
+    if not differ(alone, distilled):
         return LEVEL
     if gain > 0:
         return BETTER
     return ALMOST if gain >= -NEAR else LESS
-
-
-def _bands(one: Point, other: Point) -> float:
-    return max((one.spread or 0.0) + (other.spread or 0.0), 0.0005)
-
-
-def _listed(texts: Sequence[str]) -> str:
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"

@@ -1,0 +1,131 @@
+"""The command watch: the page of runs, written anew as they go on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+from fedstill.errors import InputError
+
+__all__ = ["follow", "watch"]
+
+EVERY = 10
+
+
+def watch(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    every: Annotated[
+        int,
+        typer.Option(min=1, max=3600, help="Seconds between two looks, and after which a browser reloads the page."),
+    ] = EVERY,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for runs that have not begun yet.")] = False,
+) -> None:
+    """Write a page that follows runs, until all of them are finished. Ctrl-C ends the watching, not the runs."""
+    from fedstill.folder import EXPERIMENT
+    from fedstill.report import write_report
+
+    if absent := [run for run in runs if not _begun(run)]:
+        if not wait:
+            raise InputError(f"{absent[0]} holds no run: there is no {EXPERIMENT} in it; --wait waits for it to begin")
+        _say(f"waiting for {', '.join(map(str, absent))}")
+    _say(f"page: {out}")
+    try:
+        follow(runs, out, every=every, sleep=time.sleep, say=_say)
+    except KeyboardInterrupt:
+        # the usual end: the page is left as one that nobody will write again
+        if there := [run for run in runs if _begun(run)]:
+            write_report(there, out)
+        _say("no longer watching; the runs go on")
+
+
+def follow(
+    runs: Sequence[Path], out: Path, *, every: int, sleep: Callable[[float], None], say: Callable[[str], None]
+) -> None:
+    """Write the page of ``runs`` whenever one of them got on; return when all are finished.
+
+    Runs that have not begun are left out until they do. The last page does not reload itself.
+
+    Args:
+        runs: folders of runs.
+        out: the HTML file.
+        every: seconds between two looks.
+        sleep: waits so many seconds.
+        say: hears a line a page.
+
+    Raises:
+        RunError: the page cannot be written.
+    """
+    from fedstill.report import write_report
+
+    seen: list[_Look] = []
+    while True:
+        # looked at before the page is made: what changes meanwhile is seen the next time
+        looks = [_look(run) for run in runs if _begun(run)]
+        over = len(looks) == len(runs) and all(look.finished for look in looks)
+        if looks and looks != seen:
+            write_report([look.run for look in looks], out, live=None if over else every)
+            say(f"{time.strftime('%H:%M:%S')}  {', '.join(map(_line, looks))}")
+            seen = looks
+        if over:
+            return
+        sleep(every)
+
+
+class _Look(NamedTuple):
+    """A run as it stands; equal looks give equal pages."""
+
+    run: Path
+    files: tuple[tuple[int, int] | None, ...]
+    finished: bool
+
+
+def _begun(run: Path) -> bool:
+    from fedstill.folder import EXPERIMENT
+
+    return (run / EXPERIMENT).exists()
+
+
+def _look(run: Path) -> _Look:
+    from fedstill.folder import EVALUATION, METRICS
+
+    return _Look(run, tuple(_stamp(run / name) for name in (METRICS, EVALUATION)), _finished(run))
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def _finished(run: Path) -> bool:
+    from fedstill.folder import SUMMARY
+
+    try:
+        return bool(json.loads((run / SUMMARY).read_text(encoding="utf-8"))["finished"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # no summary yet, or a damaged one, which the page names
+
+
+def _line(look: _Look) -> str:
+    """``feddgm 3/20`` or ``feddgm finished``."""
+    from fedstill.folder import EXPERIMENT, METRICS
+    from fedstill.output import whole_lines
+    from fedstill.settings import read_toml
+
+    name = look.run.resolve().name
+    if look.finished:
+        return f"{name} finished"
+    until = read_toml(look.run / EXPERIMENT).get("rounds", "?")
+    return f"{name} {len(whole_lines(look.run / METRICS))}/{until}"
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)

@@ -1,0 +1,72 @@
+"""How a run is conducted and what is made of it: the tables of an experiment that never change a result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+__all__ = ["EngineSettings", "EvaluateSettings", "OutputSettings", "PublishedSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """The ``[engine]`` table: where the work is done."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    kind: Annotated[Literal["local"], Field(description="local = clients in this machine's memory")] = "local"
+    workers: Annotated[int, Field(ge=1, le=1024, description="processes that share the work")] = 1
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"],
+        Field(description="auto | cpu | cuda | mps; auto takes the best there is"),
+    ] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """The ``[evaluate]`` table: what is measured beside the scores of every round."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    gradients: Annotated[
+        bool,
+        Field(description="compare the gradient on the synthetic union with that on all clients' images, every round"),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    """The ``[output]`` table: what a run keeps, and who else hears of it."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    keep_synthetic: Annotated[
+        int,
+        Field(
+            ge=1, description="rounds whose distilled sets are kept: the newest, the first, and others spread evenly"
+        ),
+    ] = 8
+    trackers: Annotated[
+        tuple[str, ...],
+        Field(description="tensorboard | mlflow | wandb, or package.module:factory; none by default"),
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedSettings:
+    """The ``[published]`` table: figures to set the run's beside; an experiment's file has it only where it says something.
+
+    Attributes:
+        accuracy: by name of the model.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    source: Annotated[str, Field(description="where they stand, such as: FedDGM, Table 1")] = ""
+    accuracy: Annotated[
+        Mapping[str, Annotated[float, Field(ge=0, le=1)]],
+        Field(description="by model, as fractions: {resnet18 = 0.737}"),
+    ] = field(default_factory=dict)

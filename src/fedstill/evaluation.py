@@ -1,0 +1,274 @@
+"""What is measured after a run: its folder is opened, its data are rebuilt, and what was asked for goes to ``evaluation.json``.
+
+from fedstill.evaluation import Asked, FreshNetworks, evaluate_run
+
+found = evaluate_run("runs/first", Asked(fresh=FreshNetworks(models=("resnet18",)), mmd=True))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedstill.errors import InputError, suggestion
+from fedstill.evaluate.clients import compare, place
+from fedstill.evaluate.features import Space, model_space, pixel_space, random_space
+from fedstill.evaluate.fresh import read_union, recipe_json, recipe_of, train_fresh
+from fedstill.evaluate.networks import named, read_choice
+from fedstill.experiment import Experiment, Parts
+from fedstill.files import numbered, round_stem, write_json
+from fedstill.folder import EVALUATION, EXPERIMENT, PARTITION
+from fedstill.models.choice import Choice
+from fedstill.rounds import Desk, serial
+from fedstill.runtime import Processes, pick_device, prepared
+from fedstill.seeds import Seed
+
+__all__ = ["VERSION", "Asked", "FreshNetworks", "evaluate_run"]
+
+VERSION = 1
+"""Of ``evaluation.json``."""
+
+SPACES = ("random", "pixels", "model")
+
+DEALT = "who holds what"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreshNetworks:
+    """Fresh networks to train on a saved synthetic set.
+
+    Attributes:
+        models: as :func:`fedstill.evaluate.networks.read_choice` reads them; none: those that the run trains.
+        seeds: how many of each.
+        round: whose set; None: the newest that is kept.
+        epochs, lr: instead of the run's own.
+    """
+
+    models: tuple[str, ...] = ()
+    seeds: int = 3
+    round: int | None = None
+    epochs: int | None = None
+    lr: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be measured.
+
+    Attributes:
+        fresh: networks on a synthetic set; None: not asked for.
+        mmd: how unlike clients' images are.
+        tsne: a map of clients' images.
+        features: of ``mmd`` and ``tsne``: ``random``, ``pixels``, ``model`` (the run's own), or a model's file.
+        images: of each client, for ``mmd`` and ``tsne``; None: as many as are useful.
+        allow_import: whether that file may name a user's own factory, whose code is then run.
+    """
+
+    fresh: FreshNetworks | None = None
+    mmd: bool = False
+    tsne: bool = False
+    features: str = "random"
+    images: int | None = None
+    allow_import: bool = False
+
+
+def evaluate_run(
+    run: str | Path,
+    asked: Asked,
+    *,
+    workers: int | None = None,
+    device: str = "auto",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure, and write the run's ``evaluation.json``: what was measured before and is not asked for now stays in it.
+
+    The run may be at work meanwhile: nothing of it is changed.
+
+    Args:
+        run: its folder.
+        asked: what to measure.
+        workers: processes that train fresh networks; None: as many as the run has.
+        device: where to compute.
+        progress: ``progress(phase, done, total)``.
+
+    Returns:
+        What was measured now, as the file holds it: ``fresh``, ``mmd``, ``tsne``.
+
+    Raises:
+        InputError: nothing was asked for, the folder holds no run or not what is needed, the data are no longer what they
+            were, a network or a feature space is unknown; one sentence.
+        RunError: a fresh network's training diverged, or the disk refuses the file.
+    """
+    run = Path(run)
+    if asked.fresh is None and not asked.mmd and not asked.tsne:
+        raise InputError("nothing is asked for: give --fresh, --mmd or --tsne, or several of them")
+    if not (run / EXPERIMENT).is_file():
+        raise InputError(f"{run} is no run: there is no {EXPERIMENT} in it; give the folder that 'fedstill run' wrote")
+    _read(run / EVALUATION)  # what could not be merged with is refused before hours of work
+    experiment = Experiment.read(run / EXPERIMENT)
+    number = None if asked.fresh is None else _kept(run, experiment, asked.fresh.round)
+    with prepared(experiment.threads):
+        device = pick_device(device)
+        workers = experiment.engine.workers if workers is None else workers
+        desk = Desk(
+            Seed(
+                ("evaluate",)
+            ),  # of no experiment: runs of one partition compare the same images, and share fresh networks
+            device=device,
+            map=Processes(workers, experiment.threads) if workers > 1 else serial,
+            progress=progress or (lambda phase, done, total: None),
+        )
+        parts = experiment.build()
+        _check_data(run, parts)
+        found: dict[str, Any] = {}
+        if asked.mmd or asked.tsne:
+            space = _space(run, parts, asked, device)
+            train, held = parts.data.train, parts.partition.clients
+            if asked.mmd:
+                found["mmd"] = compare(train, held, space, images=asked.images, desk=desk.at("images"))
+            if asked.tsne:
+                found["tsne"] = place(train, held, space, images=asked.images, desk=desk.at("images"))
+        if asked.fresh is not None and number is not None:
+            found["fresh"] = _fresh(run, experiment, parts, asked.fresh, number, desk)
+    # read again: another evaluation may have ended meanwhile
+    write_json(run / EVALUATION, {**_read(run / EVALUATION), "version": VERSION, **found})
+    return found
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What was measured before."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error}), so nothing is added to it: remove it") from error
+    version = content.get("version") if isinstance(content, dict) else None
+    if not isinstance(version, int):
+        raise InputError(f"{path} was not written by fedstill, so nothing is added to it: remove it")
+    if version > VERSION:
+        raise InputError(f"{path} was written by a newer fedstill (format {version}): upgrade fedstill")
+    return dict(content)
+
+
+def _kept(run: Path, experiment: Experiment, wanted: int | None) -> int:
+    """The round whose synthetic set is meant."""
+    kept = numbered(run / "synthetic", ".safetensors")
+    if not kept:
+        raise InputError(
+            f"{run} keeps no synthetic set to train fresh networks on: "
+            + (
+                "no round is done yet"
+                if experiment.algorithm.may_distil
+                else f"'{experiment.algorithm.name}' makes none; choose a run of a method that distils"
+            )
+        )
+    if wanted is not None and wanted not in kept:
+        listed = ", ".join(map(str, kept))
+        raise InputError(
+            f"--round {wanted}: {run} keeps the synthetic sets of "
+            + (f"round {listed} only" if len(kept) == 1 else f"rounds {listed}")
+            + "; output.keep_synthetic says how many a run keeps"
+        )
+    return kept[-1] if wanted is None else wanted
+
+
+def _check_data(run: Path, parts: Parts) -> None:
+    """That what was built now is what the run worked on."""
+    for what, known in _known_data(run).items():
+        if known != parts.identity.get(what):
+            raise InputError(f"{run}: the data are no longer those of the run ({what} differs): put them back")
+
+
+def _known_data(run: Path) -> dict[str, Any]:
+    """What the run says of its data: its newest checkpoint knows every pixel, ``partition.json`` who holds what."""
+    checkpoints = run / "checkpoints"
+    for number in numbered(checkpoints, ".json")[-1:]:
+        identity = _json(checkpoints / f"{round_stem(number)}.json").get("identity")
+        if isinstance(identity, dict):
+            return {name: identity.get(name) for name in ("images and labels", DEALT)}
+    if (known := _json(run / PARTITION).get("hash")) is not None:
+        return {DEALT: known}
+    raise InputError(f"{run}: neither a checkpoint nor {PARTITION} can be read, so nobody knows what the run worked on")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A table; empty where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# --- fresh networks --------------------------------------------------------------------------------------------------
+
+
+def _fresh(
+    run: Path, experiment: Experiment, parts: Parts, asked: FreshNetworks, number: int, desk: Desk
+) -> dict[str, Any]:
+    fields = experiment.algorithm.fields()
+    own: tuple[Choice, ...] = (experiment.model, *fields.get("global_models", ()))
+    networks = named([read_choice(text) for text in asked.models] or own, parts.world)
+    file = f"synthetic/{round_stem(number)}.safetensors"
+    lesson = read_union(run / file, parts.world)
+    recipe = recipe_of(fields, epochs=asked.epochs, lr=asked.lr)
+    if len(parts.data.test) == 0:
+        raise InputError(f"{run}: there are no common test images to score fresh networks on")
+    results = train_fresh(lesson, parts.data.test, networks, recipe, seeds=asked.seeds, desk=desk.at("fresh"))
+    return {
+        "round": number,
+        "file": file,
+        "sha256": hashlib.sha256((run / file).read_bytes()).hexdigest(),
+        "images": len(lesson),
+        "recipe": recipe_json(recipe),
+        "results": [
+            {
+                "model": each.model,
+                "seed": each.seed,
+                "accuracy": each.scores.accuracy,
+                "balanced_accuracy": each.scores.balanced_accuracy,
+                "calibration_error": _plain(each.scores.calibration_error),
+            }
+            for each in results
+        ],
+    }
+
+
+# --- feature spaces  -------------------------------------------------------------------------------------------------
+
+
+def _space(run: Path, parts: Parts, asked: Asked, device: str) -> Space:
+    """The feature space that ``asked.features`` names."""
+    like = parts.data.train
+    match asked.features:
+        case "random":
+            return random_space(channels=like.channels, size=like.size, device=device)
+        case "pixels":
+            return pixel_space()
+        case "model":
+            # the first is what clients train; the run's experiment was trusted with its own code already
+            name = next(iter(parts.algorithm.models(parts.start)), None)
+            path = run / "models" / f"{name}.safetensors"
+            if name is None or not path.is_file():
+                raise InputError(f"--features model: {run} holds no model: they are saved when a run ends")
+            return model_space(path, like, name=f"model '{name}'", device=device, allow_import=True)
+    path = Path(asked.features)
+    if not path.is_file():
+        hint = suggestion(asked.features, SPACES)
+        raise InputError(
+            f"--features {asked.features}: there is no such file, and no feature space of that name; {hint}"
+        )
+    return model_space(path, like, name=path.name, device=device, allow_import=asked.allow_import)
+
+
+def _plain(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

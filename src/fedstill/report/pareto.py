@@ -1,0 +1,80 @@
+"""What an accuracy costs: accuracy against bytes and against CPU time, one point a method and model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedstill.report import cells, words
+from fedstill.report.accuracy import ACCURACY
+from fedstill.report.groups import Point
+from fedstill.report.parts import Axis, Chart, Grid, Scatter, Section, Trace
+from fedstill.report.series import Series
+
+__all__ = ["front", "pareto"]
+
+_NAMED = 12  # points whose names have room beside them; of more, the legend of the accuracies names them
+
+
+def pareto(lines: Sequence[Series]) -> Section | None:
+    """The section; None where there are not two points to compare."""
+    federated = [each for each in lines if not each.group.pooled]
+    charts = [
+        _chart(
+            "pareto-bytes",
+            "Accuracy against bytes",
+            [(each, point) for each in federated if (point := each.group.sent().get(each.last)) is not None],
+            Axis("bytes up and down, all clients, until the last round", "bytes", log=True),
+        ),
+        _chart(
+            "pareto-cpu",
+            "Accuracy against CPU time",
+            [(each, point) for each in lines if (point := each.group.worked().get(each.last)) is not None],
+            Axis("CPU time of all processes, until the last round", "seconds", log=True),
+        ),
+    ]
+    shown = tuple(chart for chart in charts if len(chart.traces) > 1)
+    return Section("pareto", "What an accuracy costs", shown) if shown else None
+
+
+def front(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """Those (cost, accuracy) that no other reaches for as little or less, by rising cost."""
+    found: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(set(points), key=lambda point: (point[0], -point[1])):
+        if not found or accuracy > found[-1][1]:
+            found.append((cost, accuracy))
+    return tuple(found)
+
+
+def _chart(key: str, title: str, found: Sequence[tuple[Series, Point]], x: Axis) -> Scatter:
+    # a cost of nothing has no place on a logarithmic axis
+    placed = [(each, cost, each.curve[each.last]) for each, cost in found if cost.mean > 0]
+    best = front([(cost.mean, accuracy.mean) for _, cost, accuracy in placed])
+    on_front = [each.label for each, cost, accuracy in placed if (cost.mean, accuracy.mean) in best]
+    say, unit = (cells.size, "Bytes") if x.unit == "bytes" else (cells.duration, "CPU time")
+    rows = tuple(
+        (
+            cells.word(each.group.label),
+            cells.word(each.model),
+            cells.word("yes" if each.label in on_front else "no"),
+            say(cost),
+            cells.percent(accuracy),
+        )
+        for each, cost, accuracy in placed
+    )
+    return Scatter(
+        Chart(
+            key,
+            title,
+            "After each method’s last round. The line joins what nothing else beats at its price.",
+            f"{title}, {len(placed)} points. On the front: {words.listed(on_front) if on_front else 'none'}.",
+            Grid(key, title, ("Method", "Model", "On the front", unit, "Accuracy"), rows, 3),
+        ),
+        tuple(
+            Trace(each.key, each.label, each.style, (cost.mean,), (accuracy.mean,), (accuracy.spread,))
+            for each, cost, accuracy in placed
+        ),
+        x,
+        ACCURACY,
+        named=len(placed) <= _NAMED,
+        front=best,
+    )
