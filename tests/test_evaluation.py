@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import tiny
-from fedstill import folder
+from fedstill import evaluation, folder
 from fedstill.bundle import Bundle
 from fedstill.cli import invoke
 from fedstill.errors import InputError
+from fedstill.evaluate.features import Space
 from fedstill.evaluate.mmd import discrepancies
 from fedstill.evaluation import Asked, FreshNetworks, evaluate_run
 from fedstill.experiment import Experiment
@@ -144,6 +145,27 @@ def test_a_map_of_every_feature_space(run, features):
     )
 
 
+@pytest.mark.parametrize("asked", [Asked(mmd=True, features="broken"), Asked(tsne=True, features="broken")])
+def test_features_that_are_not_finite_are_refused(run, monkeypatch, asked):
+    broken = Space("broken", lambda shard: np.full((len(shard), 2), np.nan, np.float32))
+    monkeypatch.setattr(evaluation, "_space", lambda *arguments: broken)
+    with pytest.raises(InputError, match="broken: features of images of 'c00' are not finite"):
+        evaluate_run(run, asked)
+
+
+def test_a_set_that_is_dropped_while_networks_train_has_its_digest(run, monkeypatch):
+    """A run at work thins its sets out."""
+    file = run / "synthetic" / "round-0003.safetensors"
+    digest, train = hashlib.sha256(file.read_bytes()).hexdigest(), evaluation.train_fresh
+
+    def dropping(*arguments, **options):
+        file.unlink()
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(evaluation, "train_fresh", dropping)
+    assert evaluate_run(run, Asked(fresh=QUICK))["fresh"]["sha256"] == digest
+
+
 def test_a_file_of_the_users_own(run):
     file = run / "models" / "twin.safetensors"
     found = evaluate_run(run, Asked(mmd=True, features=str(file)))["mmd"]
@@ -217,6 +239,7 @@ def test_the_ceilings_clients_are_those_that_were_pooled(tmp_path):
         (["--fresh", "--lr", "nan"], "--lr nan"),
         (["--fresh", "--round", "2"], "keeps the synthetic sets of rounds 1, 3; output.keep_synthetic"),
         (["--fresh", "--model", "convnt"], "--model.name = 'convnt': did you mean 'convnet'?"),
+        (["--fresh", "--model", "convnet:depth"], "--model convnet:depth: write it as NAME or as NAME:key=value"),
         (["--fresh", "--model", "convnet:depth=7"], "--model.depth = 7 halves 8 x 8 pixels below one"),
         (["--mmd", "--features", "modle"], "no feature space of that name; did you mean 'model'?"),
         (["--mmd", "--images", "3"], "--images 3: MMD takes 4 images of a client or more"),

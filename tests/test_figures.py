@@ -194,12 +194,30 @@ def test_any_numbers_give_a_figure(numbers: list[float], log: bool) -> None:
         (Axis("x", "seconds"), [60, 600], ["0", "3 min", "6 min", "9 min"]),
         (Axis("x", "seconds"), [60, 30000], ["0", "2 h", "4 h", "6 h", "8 h"]),
         (Axis("x", "bytes", log=True), [1e3, 1e9], ["1 kB", "100 kB", "10 MB", "1 GB"]),
+        (Axis("x", "seconds", log=True), [20, 900], ["30 s", "1 min", "3 min", "10 min"]),
+        (Axis("x", "seconds", log=True), [0.2, 90000], ["1 s", "10 s", "1 min", "10 min", "1 h", "10 h"]),
+        (Axis("x", "seconds", log=True), [65, 200], ["1.5 min", "2 min", "3 min"]),
         (Axis("x", "round"), [1, 2, 3], ["1", "2", "3"]),
     ],
 )
 def test_ticks_are_in_their_unit(axis: Axis, xs: list[float], ticks: list[str]) -> None:
     found = [text.replace(GAP, " ") for text in words(draw(one(xs, [0.5] * len(xs), x=axis, y=Axis("y", "share"))))]
     assert [tick for tick in ticks if tick not in found] == []
+
+
+@pytest.mark.parametrize("axis", [Axis("x", "round"), Axis("x", whole=True)])
+def test_nothing_lies_between_two_rounds(axis: Axis) -> None:
+    found = words(draw(one([1, 2], [0.5, 0.5], x=axis, y=Axis("y", "share"))))
+    assert not [text for text in found if text.startswith("1.")]
+
+
+def test_no_band_where_the_spread_is_not_known() -> None:
+    def areas(*spreads: float | None) -> int:
+        its = one([1, 2, 3], [0.5, 0.6, 0.7], x=Axis("x", "round"), y=Axis("y", "share"), spreads=spreads)
+        return draw(its).svg.count("opacity:0.16")
+
+    assert areas(0.1, 0.1, 0.1) == 1
+    assert areas(None, 0.1, None) == areas(None, None, None) == 0
 
 
 def test_ticks_of_a_narrow_axis_differ() -> None:

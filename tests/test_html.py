@@ -161,6 +161,15 @@ def test_series_that_no_legend_holds_are_switched_beside_their_chart() -> None:
     assert len(re.findall('class="switch ', render(alone(legend(), lines())))) == len(switches)
 
 
+def test_one_series_alone_has_nothing_to_switch() -> None:
+    one = replace(lines(), traces=lines().traces[:1], marks=())
+    legend_of_one = Legend(legend().keys[:1])
+    text = render(alone(legend_of_one, one, replace(one, chart=replace(one.chart, key="again"))))
+    assert 'class="switch ' not in text
+    assert legend_of_one.keys[0].label in text
+    assert 'class="switch ' not in render(alone(one))
+
+
 def test_every_number_of_a_table_is_on_the_page(whole: str) -> None:
     cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", whole)
     for chart in charts(page()):

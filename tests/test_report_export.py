@@ -155,6 +155,7 @@ def test_the_best_is_bold_and_nothing_means_what_it_should_not() -> None:
     text = tabular(Grid("k", "A % title\nof two lines", ("A", "B"), (cells,), note="50 % of it"))
     assert r"a\_b \& 100\% \#1 \{x\} \$y\$ \textbackslash{}z \textasciitilde{} \textasciicircum{}" in text
     assert r"\fedstillbest{84.3 $\pm$ 1.2 \%}" in text
+    assert escape('a "b"') == "a ''b''"  # in every font encoding
     assert text.startswith("% A % title of two lines. Needs")
     assert r"\providecommand{\fedstillbest}[1]{\textbf{#1}}" in text
 
@@ -186,6 +187,18 @@ def test_a_file_in_a_folders_place_is_refused_before_anything_is_written(
         write_report(folders, tmp_path / "report.html", **{option: taken})
     assert taken.read_text() == "mine"
     assert not (tmp_path / "report.html").exists()
+
+
+def test_what_stands_in_the_way_is_named_before_anything_is_written(tmp_path: Path, folders: list[Path]) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    with pytest.raises(InputError, match=r"--png .*taken/figures: .*taken is a file; give a folder"):
+        write_report(folders, tmp_path / "report.html", png=taken / "figures")
+    with pytest.raises(InputError, match=r"--out .*: it is a folder; give the HTML file to write"):
+        write_report(folders, tmp_path)
+    with pytest.raises(InputError, match="taken: it is a file; give a folder"):
+        write_report(folders, taken / "report.html")
+    assert list(tmp_path.iterdir()) == [taken]
 
 
 def test_the_command_writes_what_it_is_asked_for(tmp_path: Path) -> None:

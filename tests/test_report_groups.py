@@ -18,7 +18,7 @@ def test_runs_that_differ_otherwise_are_told_apart(tmp_path: Path) -> None:
     again = write_run(tmp_path / "c", settings="[extra]\nipc = 10")
     groups, notes = gather([read_run(run) for run in (plain, other, again)])
     assert [group.label for group in groups] == ["FedDGM (ipc 5)", "FedDGM (ipc 10)"]
-    assert notes == ("c repeats the experiment and seed of b: it is not counted",)
+    assert notes == ("c repeats the experiment and seed of b: it is not counted.",)
 
 
 def test_namesakes_of_several_differences_go_by_the_experiments_name_then_by_settings(tmp_path: Path) -> None:
@@ -101,3 +101,12 @@ def test_what_changes_no_result_makes_no_group(tmp_path: Path) -> None:
     groups, notes = gather([read_run(run) for run in (plain, marked)])
     assert [len(group.runs) for group in groups] == [2]
     assert notes == ()
+
+
+def test_a_repeated_run_is_told_from_its_namesake(tmp_path: Path) -> None:
+    one, other = (write_run(tmp_path / name / "run") for name in ("here", "there"))
+    _, notes = gather([read_run(run) for run in (one, one, other)])
+    assert notes == (
+        f"{one} was given twice: it is counted once.",
+        f"{other} repeats the experiment and seed of {one}: it is not counted.",
+    )

@@ -208,3 +208,34 @@ def test_a_page_that_changes_says_when_and_that_the_run_goes_on(tmp_path: Path) 
     (folder / "metrics.jsonl").write_text("")
     (folder / "summary.json").unlink()
     assert page(folder).notes == ("a: no round has been finished.",)
+
+
+def test_many_damaged_lines_are_one_sentence(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a-0")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("{\n" * 9)
+    assert "9 lines of metrics.jsonl are cut or damaged and were passed over" in read_run(run).missing
+
+
+@pytest.mark.parametrize("accuracy", [{"surrogate": "0.5"}, {"surrogate": 1e308}, {"surrogate": None}, 0.5])
+def test_accuracies_that_are_none_are_named(tmp_path: Path, accuracy: Any) -> None:
+    run = write_run(tmp_path / "a-0")
+    edit(run / "metrics.jsonl", accuracy=accuracy)
+    assert any("accuracies of round 1 that are no numbers" in sentence for sentence in read_run(run).missing)
+
+
+def test_numbers_beyond_belief_are_not_known(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a-0", matching=True)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["seconds"] = dict.fromkeys(row["seconds"], 1e308)
+        row["clients"][0]["matching"]["end"] = -1e308
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_run(run).rows[0].wall is None
+    assert page(run).sections
+
+
+def test_an_empty_experiment_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a-0")
+    (run / "experiment.toml").write_text("")
+    assert any("experiment.toml is empty" in sentence for sentence in read_run(run).missing)

@@ -266,6 +266,13 @@ def test_networks_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert known == {"FedAvg": [True, True, False], "FedDGM": [True, False, True], "fedprox": [False, False, True]}
 
 
+def test_what_clients_train_is_not_taken_for_what_a_server_trains(tmp_path: Path) -> None:
+    made = {"fedavg": Made(method="fedavg", models=("global",)), "feddgm": Made(models=("surrogate", "convnet"))}
+    table = grid(page(*write_comparison(tmp_path, made, seeds=(0,))), "results")
+    assert table.head == ("Method", "clients’ convnet", "convnet")
+    assert [[cell.value is not None for cell in row[1:]] for row in table.rows] == [[True, False], [True, True]]
+
+
 def test_the_best_needs_more_than_the_spread_and_a_ceiling_does_not_compete(tmp_path: Path) -> None:
     def runs(method: str, base: float, spread: float) -> list[Path]:
         return [
@@ -278,6 +285,34 @@ def test_the_best_needs_more_than_the_spread_and_a_ceiling_does_not_compete(tmp_
     assert tones(page(*close), "results", "best") == []
     apart = [*runs("feddgm", 0.90, 0.02), *close[3:]]
     assert tones(page(*apart), "results", "best") == [("FedDGM", "convnet")]
+
+
+def test_no_best_where_the_spread_is_not_known_or_a_method_is_not_as_far(tmp_path: Path) -> None:
+    far = [write_run(tmp_path / f"a{seed}", seed=seed, curves={"global": [0.5, 0.9 + seed / 100]}) for seed in range(2)]
+    short = [
+        write_run(tmp_path / f"b{seed}", method="fedavg", seed=seed, curves={"global": [0.5 + seed / 100]})
+        for seed in range(2)
+    ]
+    assert tones(page(far[0], short[0]), "results", "best") == []
+    made = page(*far, *short)
+    assert tones(made, "results", "best") == []
+    assert "Where methods have not come to the same round, none is marked." in grid(made, "results").note
+
+
+def test_methods_of_other_seeds_are_told_of(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / name, method=name, seed=seed)
+        for name, seed in (("feddgm", 0), ("fedavg", 0), ("prioronly", 1))
+    ]
+    assert not any("same seeds" in note for note in page(*runs[:2]).notes)
+    assert any("same seeds" in note for note in page(*runs).notes)
+
+
+def test_a_cost_is_compared_between_methods_not_within_one(tmp_path: Path) -> None:
+    both = {"surrogate": [0.6], "resnet18": [0.7]}
+    runs = [write_run(tmp_path / method, method=method, curves=both) for method in ("feddgm", "fedavg")]
+    assert "pareto" not in [section.key for section in page(runs[0]).sections]
+    assert "pareto" in [section.key for section in page(*runs).sections]
 
 
 @pytest.mark.parametrize(
@@ -356,6 +391,10 @@ def test_clients_gain_and_lose_against_fedavg(tmp_path: Path) -> None:
     assert [row[-1].tone for row in table.rows] == ["gain", "loss", ""]
     told = {row[0].text: [cell.value for cell in row[-2:]] for row in grid(made, "holdings-1-outcomes").rows}
     assert told == {"FedDGM": [1, 1], "FedAvg": [None, None]}
+    assert "points gained or lost against FedAvg. ▲ better, ▼ worse: any difference counts" in table.note
+    alone = page(runs[1])
+    assert "On the right" not in grid(alone, "holdings-1").note
+    assert grid(alone, "holdings-1-outcomes").head[-1] == "Worst"
 
 
 def test_many_clients_are_folded_under_what_they_come_to(tmp_path: Path) -> None:
@@ -419,6 +458,17 @@ def test_sick_clients_and_failures_are_named(tmp_path: Path) -> None:
     heat = chart(made, "matching-1")
     assert isinstance(heat, Heat)
     assert set(heat.flags) == {(2, 0), (4, 0), (4, 1), (4, 2)}
+
+
+def test_many_sick_clients_are_folded_behind_their_number(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", matching=True)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for client in rows[0]["clients"]:
+        client["matching"]["sick"] = "it stood still"
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folded = [block for block in walk(page(run)) if isinstance(block, Folded) and "sick" in block.summary]
+    assert [block.summary for block in folded] == ["10 clients of FedDGM were sick"]
+    assert len(folded[0].blocks) == 10
 
 
 def test_long_tables_are_left_to_the_files(tmp_path: Path) -> None:

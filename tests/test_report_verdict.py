@@ -42,7 +42,7 @@ def test_verdict_names_the_leader_and_the_ceiling(comparison: list[Path]) -> Non
         "After 3 rounds, on the network that clients train (convnet), FedDGM leads with 84.0 ± 1.0 % of the test images "
         "labelled correctly, 20.0 points above FedAvg; "
     )
-    assert "the ceiling, reaches 97.0 ± 1.0 %. Other networks: resnet18 reaches 70.0 % with FedDGM. " in said
+    assert "the ceiling, reaches 97.0 ± 1.0 %. Other models: resnet18 reaches 70.0 % with FedDGM. " in said
     assert "is level on resnet18: 69.0 ± 1.0 % against 70.0 ± 1.0 %" in said
     assert said.count(". ") == 2
     assert said.endswith(".")
@@ -56,7 +56,7 @@ def test_verdict_gives_nobody_the_best_of_several_draws(tmp_path: Path) -> None:
     said = sentence(*runs)
     assert "FedAvg leads with 70.0 %" in said
     assert "10.0 points above FedDGM." in said
-    assert said.endswith("Other networks: resnet18 reaches 90.0 % with FedDGM; vgg11 reaches 80.0 % with FedDGM.")
+    assert said.endswith("Other models: resnet18 reaches 90.0 % with FedDGM; vgg11 reaches 80.0 % with FedDGM.")
 
 
 def test_verdict_ranks_one_network_alone(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_verdict_ranks_one_network_alone(tmp_path: Path) -> None:
     ]
     said = sentence(*runs)
     assert "(convnet), FedDGM leads with 60.0 %" in said
-    assert "Other networks: resnet18 reaches 70.0 % with FedDGM; vit reaches 90.0 % with FedAvg." in said
+    assert "Other models: resnet18 reaches 70.0 % with FedDGM; vit reaches 90.0 % with FedAvg." in said
 
 
 @pytest.mark.parametrize(
@@ -181,5 +181,5 @@ def test_verdict_keeps_to_one_partition_and_says_so(tmp_path: Path) -> None:
 def test_verdict_does_not_list_a_table(tmp_path: Path) -> None:
     curves = {"surrogate": [0.6], **{f"net{number}": [0.5] for number in range(9)}}
     said = sentence(write_run(tmp_path / "a", curves=curves))
-    assert "Other networks (net0, net1, " in said
+    assert "Other models (net0, net1, " in said
     assert said.endswith("stand in the table.")

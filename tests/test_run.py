@@ -68,7 +68,8 @@ def test_a_row_has_every_figure(finished):
     assert row["union"] == 30
     assert row["cohort"] == [client["client"] for client in row["clients"]] == ["c00", "c01", "c02"]
     assert set(row["clients"][0]) == {"client", "examples", "loss", "matching", "validation", "test"}
-    assert row["test"] == {"correct": 0, "examples": 0, "mean": None}
+    of_all = dict.fromkeys(("mean", "balanced_accuracy", "calibration_error", "per_class", "confusion"))
+    assert row["test"] == {"correct": 0, "examples": 0, **of_all}
     assert row["clients"][0]["test"] is None
     assert row["test_examples"] == 50
     # one thread cannot be busy for longer than the round took; generous, for clocks that differ
@@ -312,8 +313,7 @@ def test_two_processes_give_the_bits_of_one(tmp_path):
 
 
 def test_figures_that_are_not_finite_are_null(monkeypatch, tmp_path):
-    none = Scores.none(10)
-    broken = Scores(none.confusion, none.bins + math.nan)
+    broken = Scores(torch.zeros(10, 10, dtype=torch.int64), torch.full((15, 3), math.nan, dtype=torch.float64))
     monkeypatch.setattr(metrics_module, "score_models", lambda models, test, device: dict.fromkeys(models, broken))
     drive(tiny.experiment(rounds=1), out=tmp_path)
     (row,) = tiny.rows(tmp_path)

@@ -14,7 +14,7 @@ from fedstill.contract import tiny_sites, tiny_world
 from fedstill.engines.local import LocalEngine
 from fedstill.evaluate.scoring import has_own_images, score_clients
 from fedstill.rounds import Desk, Failure, Reply
-from fedstill.scores import OWN_TEST, Scores, score
+from fedstill.scores import BINS, OWN_TEST, Scores, score
 from fedstill.seeds import Seed
 
 CLASSES = 3
@@ -39,7 +39,7 @@ def counts(*right_and_wrong: tuple[int, int]) -> Scores:
     confusion = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
     for label, (right, wrong) in enumerate(right_and_wrong):
         confusion[label, label], confusion[label, (label + 1) % CLASSES] = right, wrong
-    bins = Scores.none(CLASSES).bins
+    bins = torch.zeros(BINS, 3, dtype=torch.float64)
     bins[7] = torch.tensor([confusion.sum(), 0.5 * confusion.sum(), confusion.trace()])
     return Scores(confusion, bins)
 
@@ -71,6 +71,10 @@ def test_a_clients_own_test_images_are_counted_by_class():
     assert found.test.mean == pytest.approx((13 / 20 + 1) / 2)
     assert found.clients["a"].test.per_class == (0.8, None, 0.5)
     assert found.clients["c"].test is None
+    assert found.own.confusion.tolist() == [[9, 2, 0], [0, 0, 0], [5, 0, 5]]
+    assert found.own.per_class == (9 / 11, None, 0.5)
+    assert found.own.calibration_error == pytest.approx(14 / 21 - 0.5)
+    assert scored(answer("a", 1, 1)).own is None
     assert found.nbytes == 3 * (12 + 16) + 2 * 8 * (CLASSES**2 + 45)
 
 
@@ -94,7 +98,18 @@ def test_who_does_not_answer_is_named():
 
 @pytest.mark.parametrize(
     ("correct", "examples"),
-    [(-1, 5), (6, 5), (1.5, 5), (1, 2.5), (math.nan, 5), (1, math.nan), (1, math.inf), (math.inf, math.inf), (-2, -1)],
+    [
+        (-1, 5),
+        (6, 5),
+        (1.5, 5),
+        (1, 2.5),
+        (math.nan, 5),
+        (1, math.nan),
+        (1, math.inf),
+        (math.inf, math.inf),
+        (-2, -1),
+        (1, 2.0**41),
+    ],
 )
 def test_validation_counts_that_are_none_are_a_failure(correct, examples):
     found = scored(answer("a", correct, examples), answer("b", 1, 2))

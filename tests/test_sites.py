@@ -140,6 +140,8 @@ def test_clients_own_test_images_in_a_run(tmp_path):
     assert row["test"]["examples"] == sum(each["examples"] for each in tests)
     assert row["test"]["correct"] == sum(each["correct"] for each in tests)
     assert row["test"]["mean"] == pytest.approx(sum(each["accuracy"] for each in tests) / 3)
+    assert np.sum(row["test"]["confusion"]) == row["test"]["examples"]
+    assert np.trace(row["test"]["confusion"]) == row["test"]["correct"]
     held = json.loads((tmp_path / "partition.json").read_text())
     assert [len(held["test"][client["client"]]) for client in row["clients"]] == [each["examples"] for each in tests]
     # four of ten classes a client: the others have no recall

@@ -116,9 +116,8 @@ def evaluate_run(
         device = pick_device(device)
         workers = experiment.engine.workers if workers is None else workers
         desk = Desk(
-            Seed(
-                ("evaluate",)
-            ),  # of no experiment: runs of one partition compare the same images, and share fresh networks
+            # of no experiment: runs of one partition compare the same images, and share fresh networks
+            Seed(("evaluate",)),
             device=device,
             map=Processes(workers, experiment.threads) if workers > 1 else serial,
             progress=progress or (lambda phase, done, total: None),
@@ -220,6 +219,8 @@ def _fresh(
     networks = named([read_choice(text) for text in asked.models] or own, parts.world)
     file = f"synthetic/{round_stem(number)}.safetensors"
     lesson = read_union(run / file, parts.world)
+    # now, as a run at work may drop the file while networks train
+    digest = hashlib.sha256((run / file).read_bytes()).hexdigest()
     recipe = recipe_of(fields, epochs=asked.epochs, lr=asked.lr)
     if len(parts.data.test) == 0:
         raise InputError(f"{run}: there are no common test images to score fresh networks on")
@@ -227,7 +228,7 @@ def _fresh(
     return {
         "round": number,
         "file": file,
-        "sha256": hashlib.sha256((run / file).read_bytes()).hexdigest(),
+        "sha256": digest,
         "images": len(lesson),
         "recipe": recipe_json(recipe),
         "results": [
@@ -243,7 +244,7 @@ def _fresh(
     }
 
 
-# --- feature spaces  -------------------------------------------------------------------------------------------------
+# --- feature spaces --------------------------------------------------------------------------------------------------
 
 
 def _space(run: Path, parts: Parts, asked: Asked, device: str) -> Space:

@@ -127,7 +127,7 @@ def metrics_row(
         **_model_figures(models),
         "loss": figures.pop("loss", {}),
         "validation": asdict(clients.validation),
-        "test": asdict(clients.test),
+        "test": asdict(clients.test) | _pooled_figures(clients.own),
         "bytes_up": each.bytes_up,
         "bytes_down": each.bytes_down,
         "bytes_scoring": clients.nbytes,
@@ -159,6 +159,16 @@ def _model_figures(models: Mapping[str, Scores]) -> dict[str, Any]:
         "per_class": {name: scores.per_class for name, scores in models.items()},
         "confusion": {name: scores.confusion for name, scores in models.items()},
         "test_examples": max((scores.examples for scores in models.values()), default=0),
+    }
+
+
+def _pooled_figures(own: Scores | None) -> dict[str, Any]:
+    """On all clients' own test images together: what there is to look at where no test images are common."""
+    return {
+        "balanced_accuracy": own.balanced_accuracy if own else None,
+        "calibration_error": own.calibration_error if own else None,
+        "per_class": own.per_class if own else None,
+        "confusion": own.confusion if own else None,
     }
 
 

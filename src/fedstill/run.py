@@ -240,13 +240,14 @@ class _Record:
         each, row = measured.round, measured.row
         self.state = each.state
         self.rows.append(row)
-        save_synthetic(
-            self.out / "synthetic",
-            each.number,
-            each.state,
-            classes=self.parts.world.classes,
-            keep=self.experiment.output.keep_synthetic,
-        )
+        if each.aggregated:  # else the sets are those of the round before
+            save_synthetic(
+                self.out / "synthetic",
+                each.number,
+                each.state,
+                classes=self.parts.world.classes,
+                keep=self.experiment.output.keep_synthetic,
+            )
         append_line(self.out / METRICS, json.dumps(row, allow_nan=False))
         checkpoint.save(
             self.out / "checkpoints",

@@ -1,7 +1,9 @@
 """What a classifier gets right and how far its probabilities can be trusted: counts, from which every figure follows.
 
-Counts of several owners add up to the counts of all their images, and say nothing of a single image. So one type is what a
-client sends of its own images and what the server finds on the common test images.
+Counts of several owners add up to the counts of all their images. So one type is what a client sends of its own images and
+what the server finds on the common test images. They are no rows; but a matrix's row sums are how many test images of each
+class a client holds, and where a class or a bin has one image, what is counted there is that image's guess or probability. A
+client sends them where it has test images of its own, and only then.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from fedstill.data.shard import Shard
 from fedstill.errors import InputError
 from fedstill.train import predict
 
-__all__ = ["BINS", "OWN_TEST", "Scores", "score"]
+__all__ = ["BINS", "MOST", "OWN_TEST", "Scores", "score"]
 
 BINS = 15
 """Of the calibration error, as Guo et al. (2017) use them."""
@@ -25,7 +27,9 @@ BINS = 15
 OWN_TEST = "statistics:test"
 """Group in which a client sends the scores of its own test images."""
 
-_MOST = 2**40  # images that a message may claim: sums of many such claims stay exact
+MOST = 2**40
+"""Images that a message may claim: sums of many such claims stay exact."""
+
 _ROUNDING = 1e-9  # of a sum of confidences, relative
 
 
@@ -43,11 +47,6 @@ class Scores:
 
     confusion: Int64[Tensor, "classes classes"]
     bins: Float64[Tensor, "15 3"]
-
-    @classmethod
-    def none(cls, classes: int) -> Scores:
-        """Of no image: what a sum begins with."""
-        return cls(torch.zeros(classes, classes, dtype=torch.int64), torch.zeros(BINS, 3, dtype=torch.float64))
 
     @classmethod
     def read(cls, group: Group, *, classes: int) -> Scores:
@@ -79,8 +78,8 @@ class Scores:
             return "they hold numbers that are not finite"
         if self.confusion.min() < 0 or self.bins.min() < 0:
             return "some are negative"
-        if max(self.confusion.double().sum(), count.sum()) > _MOST:
-            return f"they claim more than {_MOST} images"
+        if max(self.confusion.double().sum(), count.sum()) > MOST:
+            return f"they claim more than {MOST} images"
         if not (torch.equal(count, count.round()) and torch.equal(right, right.round())) or (right > count).any():
             return "a bin's images are no whole number, or more of them are right than there are"
         if int(count.sum()) != self.examples or int(right.sum()) != self.correct:

@@ -41,7 +41,7 @@ def compare(train: Shard, held: Held, space: Space, *, images: int | None, desk:
         desk: ``desk.seed`` decides which images.
 
     Raises:
-        InputError: too few images or clients, or all images alike.
+        InputError: too few images or clients, all images alike, or features that are not finite.
     """
     least = ENOUGH if images is None else images
     if least < FEWEST:
@@ -83,7 +83,7 @@ def place(train: Shard, held: Held, space: Space, *, images: int | None, desk: D
         desk: ``desk.seed`` decides which images, and the map.
 
     Raises:
-        InputError: too few images, or all alike.
+        InputError: too few images, all alike, or features that are not finite.
     """
     each = max(1, min(MOST_PLACED, MOST_POINTS // len(held))) if images is None else images
     rows = _drawn(held, list(held), each, desk)
@@ -115,6 +115,10 @@ def _features(train: Shard, space: Space, rows: Held, desk: Desk) -> dict[str, N
     found = {}
     for client, chosen in rows.items():
         found[client] = space.features(train.take(chosen))
+        if not np.isfinite(found[client]).all():
+            raise InputError(
+                f"{space.name}: features of images of '{client}' are not finite: take others, by --features"
+            )
         desk.progress("features", len(found), len(rows))
     return found
 

@@ -50,12 +50,12 @@ def tsne(features: NDArray[np.floating], *, perplexity: float = PERPLEXITY, seed
 
     if len(features) < FEWEST:
         raise InputError(f"t-SNE: {len(features)} images are too few for a map, which takes {FEWEST} or more")
-    rows = np.asarray(features, np.float64)
-    rows = rows - rows.mean(0)
+    rows = np.array(features, np.float64)
+    rows -= rows.mean(0)
     spread = float(np.sqrt(np.square(rows).sum(1).mean()))
     if spread == 0:
         raise InputError("t-SNE: all images have the same features, so there is no map of them: use other features")
-    rows = rows / spread  # a scale of one suits the solver; the map does not depend on it
+    rows /= spread  # a scale of one suits the solver; the map does not depend on it
     draw = seed.number % 2**32
     kept = min(COMPONENTS, rows.shape[1], len(rows) - 1)
     rows = PCA(kept, random_state=draw).fit_transform(rows)

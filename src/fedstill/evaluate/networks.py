@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from fedstill.errors import InputError
+from fedstill.models import MODELS
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import Choice
 from fedstill.rounds import World
@@ -23,7 +24,7 @@ def read_choice(text: str) -> Choice:
         InputError: the text is not of that form.
     """
     name, _, tail = text.rpartition(":")
-    if "=" not in tail:
+    if "=" not in tail and name not in MODELS:
         name, tail = text, ""
     options = {}
     for setting in filter(None, tail.split(",")):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 
 from fedstill.bundle import Bundle
 from fedstill.data.shard import Shard
 from fedstill.errors import InputError
 from fedstill.rounds import Engine, Failure, Reply, Site, Trained
-from fedstill.scores import OWN_TEST, Scores, score
+from fedstill.scores import MOST, OWN_TEST, Scores, score
 
 __all__ = ["ClientScore", "ClientScores", "Tally", "has_own_images", "score_clients", "score_models", "scoring_message"]
 
@@ -73,6 +75,12 @@ class ClientScores:
         found = [each.test for each in self.clients.values() if each.test is not None]
         return _tally([(each.correct, each.examples) for each in found])
 
+    @property
+    def own(self) -> Scores | None:
+        """On the clients' own test images, as if they were one client's; None where no client has any."""
+        found = [each.test for each in self.clients.values() if each.test is not None]
+        return reduce(operator.add, found) if found else None
+
 
 def score_models(models: Mapping[str, Trained], test: Shard, *, device: str) -> dict[str, Scores]:
     """Every model on clean images: no augmentation, evaluation mode."""
@@ -129,7 +137,7 @@ def _read(reply: Reply, classes: int) -> ClientScore:
     numbers, own = reply.bundle.numbers, reply.bundle.groups.get(OWN_TEST)
     hits, images = (numbers.get(f"validation_{what}", 0) for what in ("correct", "examples"))
     # a number that is not finite is not whole, and so compares as it should
-    if not (0 <= hits <= images and float(hits).is_integer() and float(images).is_integer()):
+    if not (0 <= hits <= images <= MOST and float(hits).is_integer() and float(images).is_integer()):
         raise InputError(f"its validation counts are no counts: {hits} of {images}")
     return ClientScore(int(hits), int(images), None if own is None else Scores.read(own, classes=classes))
 

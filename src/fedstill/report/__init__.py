@@ -51,13 +51,16 @@ def write_report(
         png, svg: folders for the charts.
 
     Raises:
-        InputError: no folder is given, one is not a run, or a file stands where a folder is to be.
+        InputError: no folder is given, one is not a run, or a file stands where a folder is to be, or a folder where a file.
         RunError: a file cannot be written.
     """
     from fedstill.report.html import render  # it draws, which is slow to import
 
     if not runs:
         raise InputError("a report needs at least one run: give the folder that 'fedstill run' wrote")
+    if out.is_dir():
+        raise InputError(f"--out {out}: it is a folder; give the HTML file to write")
+    check(out.parent, "the folder of --out")
     for option, folder in (("--csv", csv), ("--latex", latex), ("--png", png), ("--svg", svg)):
         if folder is not None:
             check(folder, option)

@@ -25,9 +25,15 @@ def ablation(groups: Sequence[Group], lines: Sequence[Series]) -> Section | None
     charts = [chart for key, its in by_key.items() if (chart := _chart(key, its, lines)) is not None]
     if not charts:
         return None
+    rounds = {number for _, drawn in charts for number in _rounds(drawn)}
+    told = (
+        f" Not all have come to the same round ({min(rounds)} to {max(rounds)}): the tables say which."
+        if len(rounds) > 1
+        else ""
+    )
     note = Text(
         "Accuracy after each method’s last round; every other setting is the same along a line. Bands: ± one sample "
-        "standard deviation over seeds.",
+        f"standard deviation over seeds.{told}",
         "mute",
     )
     return Section("ablation", "One setting at a time", (*(block for pair in charts for block in pair), note))
@@ -87,10 +93,22 @@ def _chart(key: str, its: Sequence[Family], lines: Sequence[Series]) -> tuple[Le
             ),
         ),
         tuple(traces),
-        Axis(key, log=bool(low > 0 and high / low >= _WIDE), ticks=ticks),
+        Axis(
+            key,
+            log=bool(low > 0 and high / low >= _WIDE),
+            ticks=ticks,
+            whole=numeric and all(isinstance(value, int) for value in values),
+        ),
         ACCURACY,
     )
     return key_of(traces, bests), drawn
+
+
+def _rounds(drawn: Lines) -> list[int]:
+    """Rounds after which the values of the chart's table were reached."""
+    table = drawn.chart.table
+    values = (row[table.head.index("Round")].value for row in table.rows)
+    return [value for value in values if isinstance(value, int)]
 
 
 def _line(lines: Sequence[Series], group: Group, model: str) -> Series | None:

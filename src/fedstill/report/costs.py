@@ -61,7 +61,8 @@ def _time(groups: Sequence[Group]) -> Bars | None:
         Chart(
             "time",
             "Time by phase",
-            "Summed over rounds, mean over seeds. distil and train are what the server does.",
+            "Summed over rounds, mean over seeds."
+            + (" distil and train are what the server does." if {"distil", "train"} & names else ""),
             f"Seconds by phase of {words.listed(list(told))}; {longest} takes longest, "
             f"{words.duration(sum(point.mean for point in told[longest].values()))} in all.",
             table,

@@ -23,10 +23,12 @@ def check(folder: Path, option: str) -> None:
     """That ``folder``, given as ``option``, can be written into.
 
     Raises:
-        InputError: it is a file.
+        InputError: it, or a folder that it is to lie in, is a file.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{option} {folder}: it is a file; give a folder, which is made where it is missing")
+    for each in (folder, *folder.parents):
+        if each.exists() and not each.is_dir():
+            what = "it" if each == folder else str(each)
+            raise InputError(f"{option} {folder}: {what} is a file; give a folder, which is made where it is missing")
 
 
 def write_csv(page: Page, runs: Sequence[tuple[str, Run]], folder: Path) -> None:

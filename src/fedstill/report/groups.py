@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from fedstill.algorithms import ALGORITHMS
@@ -125,13 +126,19 @@ def gather(runs: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[str, ...]]:
         identity = json.dumps(shared, sort_keys=True, default=str) if run.settings else str(run.folder)
         seeds = members.setdefault(identity, {})
         if run.seed in seeds:
-            notes.append(
-                f"{run.folder.name} repeats the experiment and seed of {seeds[run.seed].folder.name}: it is not counted"
-            )
+            notes.append(_repeated(run.folder, seeds[run.seed].folder))
         else:
             seeds[run.seed] = run
     groups = [Group("", group[0].method, group) for group in (tuple(seeds.values()) for seeds in members.values())]
     return tuple(_labelled(groups)), tuple(notes)
+
+
+def _repeated(again: Path, first: Path) -> str:
+    if again.resolve() == first.resolve():
+        return f"{again} was given twice: it is counted once."
+    # two folders of one name would seem to be the same
+    one, other = (again, first) if again.name == first.name else (again.name, first.name)
+    return f"{one} repeats the experiment and seed of {other}: it is not counted."
 
 
 def title(run: Run) -> str:

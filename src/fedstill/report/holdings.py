@@ -83,7 +83,8 @@ def _blocks(key: str, dealt: _Dealt) -> list[Block]:
         blocks.insert(0 if len(table.rows) > _LONG else len(blocks), _spread(f"{key}-outcomes", outcomes, base))
     if unequal.mean_distance is not None:
         distance = words.percent(unequal.mean_distance)
-        blocks.append(Text(f"Two clients’ classes lie {distance} apart, on average over all pairs.", "mute"))
+        told = f"Between two clients, {distance} of the images would have to change class, on average over all pairs."
+        blocks.append(Text(told, "mute"))
     return blocks
 
 
@@ -102,8 +103,10 @@ def _table(
     of = next((each for each in outcomes if each.group is base), None)
     others = [each for each in outcomes if each is not of]
     head = ["Client", *(["Classes held", "Largest share"] if wide else holding.classes), "All", "Entropy", "Distance"]
+    mixed = len(set(source.values())) > 1  # else the note says it once
     if outcomes:
-        head += ["Scored on", *(each.group.label for each in outcomes)]
+        head += ["Scored on"] if mixed else []
+        head += [each.group.label for each in outcomes]
         head += [f"{each.group.label} − {of.group.label}" for each in others if of is not None]
     rows = []
     for client, counts in holding.counts.items():
@@ -119,16 +122,19 @@ def _table(
             cells.percent(unequal.distance[client]),
         ]
         if outcomes:
-            row.append(cells.word(source.get(client, words.DASH)))
+            row += [cells.word(source.get(client, words.DASH))] if mixed else []
             row += [cells.percent(each.shares.get(client)) for each in outcomes]
             row += [_gain(each.shares.get(client), of.shares.get(client)) for each in others if of is not None]
         rows.append(tuple(row))
-    note = (
-        "Accuracy after the last round, of the model that a client received, on its own test or validation images, which take no "
-        "part in training. On the right: points gained or lost against the method that others are compared with."
-        if outcomes
-        else ""
-    )
+    note = ""
+    if outcomes:
+        images = "test or validation" if mixed else next(iter(source.values()))
+        note = (
+            f"Under a method’s name: accuracy after its last round, of the model that a client received, on its own {images} "
+            "images, which take no part in training."
+        )
+    if of is not None and others:
+        note += f" On the right: points gained or lost against {of.group.label}. {_beyond(outcomes)}"
     title = f"Clients and classes: {dealt.owners}" if dealt.owners else "Clients and classes"
     return Grid(key, title, tuple(head), tuple(rows), note=note)
 
@@ -190,36 +196,37 @@ def _gain(one: Point | None, base: Point | None) -> Cell:
     return cells.signed(difference, tone="gain" if difference > 0 else "loss")
 
 
+def _beyond(outcomes: Sequence[_Outcome]) -> str:
+    """What it takes to be marked."""
+    if any(point.spread is None for each in outcomes for point in each.shares.values()):
+        return "▲ better, ▼ worse: any difference counts where there is one seed, and a client’s own images are few."
+    return "▲ better, ▼ worse: by more than both standard deviations over seeds together."
+
+
 def _spread(key: str, outcomes: Sequence[_Outcome], base: Group | None) -> Grid:
     """What the clients' outcomes come to: a mean may hide those who lose."""
     of = next((each for each in outcomes if each.group is base), None)
+    compared = of is not None and len(outcomes) > 1
     rows = []
     for each in outcomes:
         means = {client: point.mean for client, point in each.shares.items()}
         worst = min(means, key=lambda client: (means[client], client))
-        both = [] if of is None or each is of else [client for client in means if client in of.shares]
-        gains = [_gain(each.shares[client], of.shares[client]).tone for client in both] if of is not None else []
-        shown = of is not None and each is not of
-        rows.append(
-            (
-                cells.word(each.group.label),
-                cells.word(worst),
-                cells.count(len(means)),
-                cells.percent(summarise(list(means.values()))),
-                cells.percent(statistics.median(means.values())),
-                cells.percent(means[worst]),
-                cells.count(gains.count("gain") if shown else None),
-                cells.count(gains.count("loss") if shown else None),
-            )
-        )
-    against = f" against {of.group.label}" if of is not None else ""
-    head = ("Method", "Worst client", "Clients", "Mean", "Median", "Worst", "Gain", "Lose")
-    return Grid(
-        key,
-        "Clients’ own accuracy, by method",
-        head,
-        tuple(rows),
-        2,
-        f"Mean ± sample standard deviation over clients. Gain, lose: clients better or worse off{against} "
-        "by more than the spread.",
-    )
+        row = [
+            cells.word(each.group.label),
+            cells.word(worst),
+            cells.count(len(means)),
+            cells.percent(summarise(list(means.values()))),
+            cells.percent(statistics.median(means.values())),
+            cells.percent(means[worst]),
+        ]
+        if compared and of is not None:
+            both = [client for client in means if client in of.shares]
+            gains = [_gain(each.shares[client], of.shares[client]).tone for client in both]
+            row += [cells.count(None if each is of else gains.count(tone)) for tone in ("gain", "loss")]
+        rows.append(tuple(row))
+    head = ["Method", "Worst client", "Clients", "Mean", "Median", "Worst"]
+    note = "Mean ± sample standard deviation over clients."
+    if compared and of is not None:
+        head += ["Better", "Worse"]
+        note += f" Better, worse: number of clients marked ▲ and ▼ against {of.group.label}."
+    return Grid(key, "Clients’ own accuracy, by method", tuple(head), tuple(rows), 2, note)

@@ -26,6 +26,9 @@ def images(groups: Sequence[Group]) -> Section | None:
     beside = BUDGET // _FOR_SPACES if by_space else 0
     made = [*albums({group.first: group.runs[0] for group in groups}, BUDGET - beside)]
     for number, family in enumerate(by_space, start=1):
-        runs = {f"F{shown(value)}": group.runs[0] for value, group in family.members}
+        # F3 is the space after the generator’s third layer; one that is named, such as pixels, goes by its name
+        runs = {
+            (f"F{value}" if isinstance(value, int) else shown(value)): group.runs[0] for value, group in family.members
+        }
         made += [replace(album, key=f"spaces-{number}") for album in spaces(runs, beside // len(by_space))]
     return Section("images", "Distilled images", (Text(_SAY, "mute"), *made)) if made else None

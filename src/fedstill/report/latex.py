@@ -22,7 +22,7 @@ _SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",  # \\textquotedbl is unknown to the default font encoding
     "±": r"$\pm$",
     "−": "$-$",
     "–": "--",

@@ -16,6 +16,8 @@ from fedstill.report.series import key_of
 
 __all__ = ["failures", "matching"]
 
+_MANY = 10  # sick clients, from which a reader opens the warnings
+
 _SAY = (
     "End: what is left of the way from the server’s model to the client’s when the distillation ends (1: no nearer than doing "
     "nothing). Agreement: cosine between the exact and the truncated gradient; near 1 both can be trusted, near 0 neither far. "
@@ -47,7 +49,7 @@ def _matched(run: Run) -> list[tuple[int, str, Matching]]:
     ]
 
 
-def _told(run: Run, label: str) -> Iterator[Text]:
+def _told(run: Run, label: str) -> Iterator[Block]:
     """What came of it in a sentence or two, and every client that was sick."""
     found = [each for _, _, each in _matched(run)]
     if not found:
@@ -67,11 +69,16 @@ def _told(run: Run, label: str) -> Iterator[Text]:
     for number, client, each in _matched(run):
         if each.sick is not None:
             by_client.setdefault(client, []).append((number, each.sick))
+    warnings = []
     for client, times in by_client.items():
         numbers = [number for number, _ in times]
         word = "round" if len(times) == 1 else "rounds"
         reason = times[-1][1] if len(times) == 1 else f"last: {times[-1][1]}"
-        yield Text(f"{client} in {word} {_spans(numbers)}: {reason}", "sick")
+        warnings.append(Text(f"{client} in {word} {_spans(numbers)}: {reason}", "sick"))
+    if len(warnings) < _MANY:
+        yield from warnings
+    else:
+        yield Folded(f"{len(warnings)} clients of {label} were sick", tuple(warnings))
 
 
 def _spans(numbers: Sequence[int]) -> str:

@@ -43,7 +43,7 @@ def build(runs: Sequence[Run], *, live: int | None = None) -> Page:
         title=_title(groups, runs),
         verdict=verdict(groups),
         footing=_footing(groups),
-        notes=(*facts.mismatch(counted), *notes, *missing),
+        notes=(*facts.mismatch(counted), *_seeds(groups), *notes, *missing),
         sections=tuple(_sections(runs, groups, labels)),
         live=live,
     )
@@ -92,6 +92,12 @@ def _run_labels(groups: Sequence[Group], runs: Sequence[Run]) -> dict[int, str]:
         for run in group.runs:
             names[id(run)] = group.label if len(group.runs) == 1 else f"{group.label}, seed {run.seed}"
     return names
+
+
+def _seeds(groups: Sequence[Group]) -> Iterator[str]:
+    """Another seed is another partition and other first weights: means over other seeds are not of the same thing."""
+    if len({frozenset(run.seed for run in group.runs) for group in groups}) > 1:
+        yield "Not all methods were run with the same seeds: part of what tells them apart may be the seeds’."
 
 
 def _footing(groups: Sequence[Group]) -> str:

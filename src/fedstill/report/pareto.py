@@ -16,7 +16,7 @@ _NAMED = 12  # points whose names have room beside them; of more, the legend of 
 
 
 def pareto(lines: Sequence[Series]) -> Section | None:
-    """The section; None where there are not two points to compare."""
+    """The section; None where there are not two methods to compare: one run’s models share its cost."""
     federated = [each for each in lines if not each.group.pooled]
     charts = [
         _chart(
@@ -32,7 +32,7 @@ def pareto(lines: Sequence[Series]) -> Section | None:
             Axis("CPU time of all processes, until the last round", "seconds", log=True),
         ),
     ]
-    shown = tuple(chart for chart in charts if len(chart.traces) > 1)
+    shown = tuple(chart for chart, methods in charts if methods > 1)
     return Section("pareto", "What an accuracy costs", shown) if shown else None
 
 
@@ -45,7 +45,8 @@ def front(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], .
     return tuple(found)
 
 
-def _chart(key: str, title: str, found: Sequence[tuple[Series, Point]], x: Axis) -> Scatter:
+def _chart(key: str, title: str, found: Sequence[tuple[Series, Point]], x: Axis) -> tuple[Scatter, int]:
+    """The chart, and how many methods have a place on it."""
     # a cost of nothing has no place on a logarithmic axis
     placed = [(each, cost, each.curve[each.last]) for each, cost in found if cost.mean > 0]
     best = front([(cost.mean, accuracy.mean) for _, cost, accuracy in placed])
@@ -61,11 +62,13 @@ def _chart(key: str, title: str, found: Sequence[tuple[Series, Point]], x: Axis)
         )
         for each, cost, accuracy in placed
     )
-    return Scatter(
+    methods = {each.group.label for each, *_ in placed}
+    drawn = Scatter(
         Chart(
             key,
             title,
-            "After each method’s last round. The line joins what nothing else beats at its price.",
+            "After each method’s last round. The line joins those whose mean nothing cheaper reaches."
+            + (" Models of one method share the cost of its run." if len(placed) > len(methods) else ""),
             f"{title}, {len(placed)} points. On the front: {words.listed(on_front) if on_front else 'none'}.",
             Grid(key, title, ("Method", "Model", "On the front", unit, "Accuracy"), rows, 3),
         ),
@@ -78,3 +81,4 @@ def _chart(key: str, title: str, found: Sequence[tuple[Series, Point]], x: Axis)
         named=len(placed) <= _NAMED,
         front=best,
     )
+    return drawn, len(methods)

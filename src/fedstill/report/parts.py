@@ -101,12 +101,14 @@ class Axis:
 
     Attributes:
         ticks: words at the places 0, 1, 2, …, where the axis has words instead of numbers.
+        whole: there is nothing between two whole numbers, so no tick stands there.
     """
 
     label: str
     unit: Unit = ""
     log: bool = False
     ticks: tuple[str, ...] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True)

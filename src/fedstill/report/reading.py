@@ -6,7 +6,6 @@ A page must be had of a run that was killed, that a newer fedstill wrote, or who
 from __future__ import annotations
 
 import json
-import math
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +29,8 @@ __all__ = [
 
 Table = Mapping[str, Any]
 
+_HUGE = 1e100
+
 
 def read_text(path: Path, missing: list[str]) -> str | None:
     """The text of a file; None, and a sentence in ``missing``, where it cannot be read."""
@@ -43,6 +44,8 @@ def read_text(path: Path, missing: list[str]) -> str | None:
 def read_toml(path: Path, missing: list[str], *, lost: str) -> Table:
     """A TOML file's table; empty, and a sentence in ``missing``, where it cannot be read. ``lost``: what is not known then."""
     text = read_text(path, missing)
+    if text is not None and not text.strip():
+        missing.append(f"{path.name} is empty: {lost}")
     try:
         return tomllib.loads(text) if text is not None else {}
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -76,9 +79,9 @@ def as_text(value: Any) -> str:
 
 
 def as_figure(value: Any) -> float | None:
-    """A finite number."""
+    """A number; what is not finite, or so large that a sum over a run might not be, is damage."""
     if type(value) is float:
-        return value if math.isfinite(value) else None
+        return value if abs(value) < _HUGE else None
     count = as_count(value)
     return None if count is None else float(count)
 

@@ -17,8 +17,9 @@ __all__ = ["marked", "networks", "results"]
 _MOST_KEYS, _MOST_COLUMNS = 3, 12  # more do not read as a table: each group gets a row of its own instead
 
 _NOTE = (
-    "Accuracy after the last round, mean ± sample standard deviation over seeds. The best of a column is marked where it is "
-    "ahead of the second by more than their spread; a ceiling does not compete."
+    "Accuracy after the last round, mean ± sample standard deviation over seeds. The best of a column is marked where both it "
+    "and the second have several seeds and it is ahead by more than their standard deviations together, which is no test of "
+    "significance; a ceiling does not compete."
 )
 
 
@@ -39,7 +40,7 @@ def results(groups: Sequence[Group]) -> Grid | None:
     names = networks(scored)
     layout = _layout(scored, names)
     found = list({name: None for group in scored for name in names[group.label]})
-    head, columns, drawn = [], [], False
+    head, columns, drawn, uneven = [], [], False, False
     for setting in layout.columns:
         for name in found:
             its = [layout.places.get((row, setting, name)) for row in layout.rows]
@@ -48,7 +49,13 @@ def results(groups: Sequence[Group]) -> Grid | None:
                 continue
             heading = ": ".join(text for text in (setting, name if len(found) > 1 else "") if text) or name
             head.append(heading)
-            columns.append(marked(points, ranked=[place is not None and not place[0].pooled for place in its]))
+            ranked = [place is not None and not place[0].pooled for place in its]
+            ends = {
+                max(place[0].curve(place[1])) for place, competes in zip(its, ranked, strict=True) if place and competes
+            }
+            # a method that is still at work, or was stopped, is not behind yet
+            uneven = uneven or len(ends) > 1
+            columns.append(marked(points, ranked=ranked if len(ends) == 1 else [False] * len(its)))
             known = [published(*place) if place is not None else None for place in its]
             if any(value is not None for value in known):
                 drawn = True
@@ -57,12 +64,13 @@ def results(groups: Sequence[Group]) -> Grid | None:
     rows = tuple(
         (cells.word(row), *values) for row, values in zip(layout.rows, zip(*columns, strict=True), strict=True)
     )
-    note = _NOTE + (" In grey: published values." if drawn else "")
+    note = _NOTE + (" Where methods have not come to the same round, none is marked." if uneven else "")
+    note += " In grey: published values." if drawn else ""
     return Grid("results", "Accuracy by method and setting", ("Method", *head), rows, note=note, paper=True)
 
 
 def marked(column: Sequence[Point | None], *, ranked: Sequence[bool] | None = None) -> list[Cell]:
-    """A column of accuracies, its best marked if it is ahead of the second by more than their spread.
+    """A column of accuracies, its best marked if it is ahead of the second by more than their spread, which needs seeds.
 
     ``ranked``: which of them compete; the others, such as a ceiling, are neither best nor second.
     """
@@ -71,7 +79,12 @@ def marked(column: Sequence[Point | None], *, ranked: Sequence[bool] | None = No
         (point for point, competes in zip(column, among, strict=True) if competes and point is not None),
         key=lambda point: -point.mean,
     )
-    ahead = len(competing) > 1 and differ(competing[0], competing[1])
+    # with one seed the spread is not known, so that no lead can exceed it
+    ahead = (
+        len(competing) > 1
+        and all(point.spread is not None for point in competing[:2])
+        and differ(competing[0], competing[1])
+    )
     return [
         cells.percent(point, tone="best" if ahead and competes and point is competing[0] else "")
         for point, competes in zip(column, among, strict=True)
@@ -82,18 +95,20 @@ def networks(groups: Sequence[Group]) -> dict[str, dict[str, str]]:
     """By group's label, the name of each network and the model that it is scored as.
 
     What clients train is scored as ``global`` by one method and as ``surrogate`` by another; here it goes by the experiment's
-    name for it, with what tells it from its namesakes.
+    name for it, with what tells it from its namesakes. Where a server trains a network of that name too, which may be of
+    another size, it is called the clients', unless a label of the user's says that the two are one.
     """
     by_title: dict[str, dict[str, Group]] = {}
     for group in groups:
         by_title.setdefault(network_title(group), {}).setdefault(network(group), group)
+    others = {model for group in groups for model in group.models if model != client_model(group)}
     found = {}
     for group in groups:
         own = client_model(group)
         name = network_title(group) or own
         name += _apart(group, list(by_title[network_title(group)].values()))
-        if name in group.models and name != own:
-            name = own
+        if name in others and "label" not in table(group, "model"):
+            name = f"clients’ {name}"
         found[group.label] = {(name if model == own else model): model for model in group.models}
     return found
 

@@ -6,7 +6,7 @@ Unknown keys are passed over, so that a newer fedstill's run has a page too; onl
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -36,6 +36,8 @@ __all__ = ["UNFINISHED", "ClientRow", "Holding", "Matching", "Own", "Row", "Run"
 WALL = ("clients", "server", "evaluate")
 """Phases that make up a round's wall time; others (``distil``, ``train``) are parts of these."""
 
+
+_MOST = 3  # damaged lines, or gaps, that are named one by one
 
 UNFINISHED = "the run was not finished: later rounds are missing"
 """What ``Run.missing`` says of a run that was interrupted, or is still at work."""
@@ -252,26 +254,47 @@ def read_run(folder: Path) -> Run:
 def _read_rows(path: Path, missing: list[str]) -> tuple[Row, ...]:
     lines = (read_text(path, missing) or "").splitlines()
     rows: dict[int, Row] = {}
+    damaged: list[str] = []
+    misread: list[int] = []
     for index, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = _row(json.loads(line))
+            value = as_table(json.loads(line))
+            row = _row(value)
         except (ValueError, RecursionError):
             row = None
         if row is None:
             where = "the last line" if index == len(lines) else f"line {index}"
-            missing.append(f"{where} of metrics.jsonl is cut or damaged and was passed over")
+            damaged.append(f"{where} of metrics.jsonl is cut or damaged and was passed over")
         else:
             rows[row.number] = row
+            given = value.get("accuracy")
+            if len(row.accuracy) < len(as_table(given)) or (given and not isinstance(given, dict)):
+                misread.append(row.number)
+    if len(damaged) > _MOST:
+        damaged = [f"{len(damaged)} lines of metrics.jsonl are cut or damaged and were passed over"]
+    missing += damaged
+    if misread:
+        of = f"round {misread[0]}" if len(misread) == 1 else f"{len(misread)} rounds"
+        missing.append(f"metrics.jsonl has accuracies of {of} that are no numbers of 0 to 1: they were passed over")
     if not rows:
         missing.append("no round has been finished")
-    for before, after in pairwise((0, *sorted(rows))):
-        if after - before == 2:
-            missing.append(f"metrics.jsonl lacks round {after - 1}")
-        elif after - before > 2:
-            missing.append(f"metrics.jsonl lacks rounds {before + 1} to {after - 1}")
+    missing += _gaps(sorted(rows))
     return tuple(rows[number] for number in sorted(rows))
+
+
+def _gaps(numbers: Sequence[int]) -> list[str]:
+    """A sentence for each gap; where they are many, one for all."""
+    found = [(before + 1, after - 1) for before, after in pairwise((0, *numbers)) if after - before > 1]
+    if len(found) > _MOST:
+        return [
+            f"metrics.jsonl lacks {sum(last - first + 1 for first, last in found)} rounds before round {numbers[-1]}"
+        ]
+    return [
+        "metrics.jsonl lacks " + (f"round {first}" if first == last else f"rounds {first} to {last}")
+        for first, last in found
+    ]
 
 
 def _row(value: Any) -> Row | None:

@@ -36,6 +36,12 @@ _NOTE = (
 )
 
 
+_MODELS = {
+    "global": "global: the network that clients train, averaged over them or, at the ceiling, trained on all data.",
+    "surrogate": "surrogate: the network that clients train, trained by the server on distilled images.",
+}
+
+
 def numbers(lines: Sequence[Series]) -> Grid:
     """A row a series. A column of which nothing is known is left out; a round that all share stands in the title, and what all
     intervals are of in the note.
@@ -50,6 +56,8 @@ def numbers(lines: Sequence[Series]) -> Grid:
         if column not in said and (column <= _ROUND or any(row[column].value is not None for row in rows))
     ]
     notes = [_NOTE]
+    known = {each.model for each in lines}
+    notes += [told for model, told in _MODELS.items() if model in known]
     if _INTERVAL in said:
         notes.append(f"Here: {', '.join(intervals)}.")
     if any(each.group.pooled for each in lines):

@@ -111,9 +111,9 @@ def _others(groups: Sequence[Group], roles: Mapping[str, str], alike: Sequence[G
             name = (network_title(group) or model) if mine else model
             found.setdefault(name, []).append(f"{percent(curve[last].mean)} with {group.label}")
     if sum(map(len, found.values())) > _MOST:
-        yield f"other networks ({listed(list(found))}) stand in the table"
+        yield f"other models ({listed(list(found))}) stand in the table"
     elif found:
-        yield "other networks: " + "; ".join(f"{name} reaches {listed(texts)}" for name, texts in found.items())
+        yield "other models: " + "; ".join(f"{name} reaches {listed(texts)}" for name, texts in found.items())
 
 
 def _alone(groups: Sequence[Group], last: int) -> Iterator[str]:

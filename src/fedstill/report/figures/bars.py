@@ -7,8 +7,9 @@ from itertools import accumulate
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedstill.report.figures.looks import HATCHES, PALETTE, Theme, measure, say, sheet, shortened
+from fedstill.report.figures.looks import HATCHES, PALETTE, Theme, measure, say, sheet
 from fedstill.report.figures.readouts import Spot, Track
+from fedstill.report.figures.ticks import shortened
 from fedstill.report.parts import Axis, Bars
 
 __all__ = ["draw_bars"]

@@ -21,9 +21,9 @@ from fedstill.report.figures.looks import (
     defaults,
     hue,
     marker,
-    shortened,
 )
 from fedstill.report.figures.sketch import sketch
+from fedstill.report.figures.ticks import shortened
 from fedstill.report.parts import Bars, Drawn, Heat, Lines, Scatter, Trace
 
 __all__ = ["Kind", "save"]

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fedstill.report import words
-from fedstill.report.figures.looks import FONT, WIDE, WIDTH, Theme, say, sheet, shortened, shown
+from fedstill.report.figures.looks import FONT, WIDE, WIDTH, Theme, say, sheet, shown
 from fedstill.report.figures.readouts import Field
+from fedstill.report.figures.ticks import shortened
 from fedstill.report.parts import Axis, Heat
 
 __all__ = ["Span", "draw_heat", "span"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -54,6 +57,15 @@ def draw_lines(chart: Lines, theme: Theme) -> tuple[Figure, Axes, list[Track]]:
     return figure, axes, tracks
 
 
+def _band(axes: Axes, points: Sequence[tuple[float, float, float]], colour: str, gid: str) -> None:
+    """Between (x, below, above); a point that stands alone gets a bar."""
+    xs, below, above = zip(*points, strict=True)
+    if len(points) > 1 and any(low < high for _, low, high in points):
+        axes.fill_between(xs, below, above, color=colour, alpha=0.16, linewidth=0, gid=gid, zorder=1)
+    elif below[0] < above[0]:
+        axes.vlines(xs, below, above, colors=colour, linewidth=1, gid=gid, zorder=1)
+
+
 def _curve(chart: Lines, trace: Trace, axes: Axes, *, depth: float) -> list[Spot]:
     spreads = list(trace.spreads) or [None] * len(trace.xs)
     points = [
@@ -79,9 +91,9 @@ def _curve(chart: Lines, trace: Trace, axes: Axes, *, depth: float) -> list[Spot
         gid=gid,
         zorder=depth,
     )
-    if any(spread for *_, spread in points):
-        floor = min(ys) if chart.y.log else float("-inf")
-        below = [max(y - (spread or 0), floor) for _, y, spread in points]
-        above = [y + (spread or 0) for _, y, spread in points]
-        axes.fill_between(xs, below, above, color=colour, alpha=0.16, linewidth=0, gid=gid, zorder=1)
+    floor = min(ys) if chart.y.log else float("-inf")
+    # where a spread is not known there is no band: one that closes there would promise certainty
+    for known, its in groupby(points, lambda point: point[2] is not None):
+        if known:
+            _band(axes, [(x, max(y - (s or 0), floor), y + (s or 0)) for x, y, s in its], colour, gid)
     return [Spot(x, y, place(x, chart.x), say(y, chart.y.unit, spread)) for x, y, spread in points]

@@ -12,12 +12,11 @@ from hashlib import sha256
 
 from matplotlib import style as styles
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis as Scale
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
 from fedstill.report import words
+from fedstill.report.figures.ticks import tick
 from fedstill.report.groups import Point
 from fedstill.report.parts import Axis, Style, Unit
 
@@ -39,7 +38,6 @@ __all__ = [
     "say",
     "series_id",
     "sheet",
-    "shortened",
     "shown",
 ]
 
@@ -56,7 +54,6 @@ _DASHES = ((), (5, 2), (1, 1.6), (6, 2, 1, 2), (3, 1.5, 3, 1.5, 1, 1.5))  # in l
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LEAST = 0.1  # of a share, that a vertical axis spans
 _HUGE = 1e100  # what is larger is damage, and margins about it are no numbers
-_GAP = "\N{NARROW NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ def measure(axes: Axes, x: Axis, y: Axis, theme: Theme) -> None:
         elif scale is axes.yaxis and axis.unit == "share":
             slack = max(0.0, _LEAST - (high - low)) / 2  # a hair's breadth must not look like a gulf
             limits(max(min(0.0, low + slack), low - slack), min(max(1.0, high - slack), high + slack))
-        _ticks(scale, axis)
+        tick(scale, axis)
     share = ", %" if y.unit == "share" else ""
     axes.set_xlabel(x.label + (", %" if x.unit == "share" else ""), color=theme.ink, size=FONT)
     if theme.page:  # read without turning one's head, and the plot keeps its width on a telephone
@@ -153,49 +150,6 @@ def measure(axes: Axes, x: Axis, y: Axis, theme: Theme) -> None:
     else:
         axes.set_ylabel(y.label + share, color=theme.ink, size=FONT)
     axes.grid(True, color=theme.rule, linewidth=0.6)
-
-
-def _ticks(scale: Scale, axis: Axis) -> None:
-    low, high = scale.get_view_interval()
-    if not axis.label and not axis.unit:  # coordinates that mean nothing by themselves, as those of t-SNE
-        scale.set_major_locator(NullLocator())
-        return
-    if axis.ticks:
-        scale.set_ticks(range(len(axis.ticks)), labels=[shortened(tick, 14) for tick in axis.ticks])
-        return
-    if axis.log and high > 3 * low:
-        locator: Locator = LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0), numticks=6)
-        ticks = locator.tick_values(low, high)
-        of = None
-    else:
-        of = _of(high - low if axis.unit == "seconds" else high, axis.unit)
-        steps = (1, 2, 3, 5, 10) if axis.unit == "seconds" else None
-        locator = MaxNLocator(4 if axis.log else 5, steps=steps, integer=axis.unit == "round", min_n_ticks=3)
-        ticks = [of[0] * tick for tick in locator.tick_values(low / of[0], high / of[0])]
-    scale.set_minor_locator(NullLocator())
-    scale.set_ticks([float(tick) for tick in ticks if low <= tick <= high])
-    scale.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, axis.unit, of)))
-
-
-_UNITS: dict[Unit, tuple[tuple[float, str], ...]] = {
-    "seconds": ((3600.0, "h"), (60.0, "min"), (1.0, "s")),
-    "bytes": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
-}
-
-
-def _of(value: float, unit: Unit) -> tuple[float, str]:
-    """The unit in which ``value`` is told in one number."""
-    units = _UNITS.get(unit, ((1.0, ""),))
-    few = 2 if unit == "seconds" else 1
-    return next((each for each in units if value >= few * each[0]), units[-1])
-
-
-def _tick(value: float, unit: Unit, of: tuple[float, str] | None) -> str:
-    if unit == "share":
-        return f"{100 * value:.4g}"  # its label says per cent
-    size, name = of or _of(value, unit)
-    text = f"{value / size:.6g}" if of else f"{value / size:.3g}"
-    return f"{text}{_GAP}{name}" if name and value else text
 
 
 def say(value: float, unit: Unit, spread: float | None = None) -> str:
@@ -219,7 +173,3 @@ def place(value: float, axis: Axis) -> str:
 def shown(value: float, axis: Axis) -> bool:
     """Whether ``value`` has a place on ``axis``."""
     return abs(value) < _HUGE and (value > 1 / _HUGE or not axis.log)
-
-
-def shortened(text: str, most: int = 26) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"

@@ -19,10 +19,10 @@ from fedstill.report.figures.looks import (
     say,
     series_id,
     sheet,
-    shortened,
     shown,
 )
 from fedstill.report.figures.readouts import Spot, Track
+from fedstill.report.figures.ticks import shortened
 from fedstill.report.parts import Axis, Scatter, Trace
 
 __all__ = ["draw_scatter"]
@@ -51,7 +51,7 @@ def draw_scatter(chart: Scatter, theme: Theme) -> tuple[Figure, Axes, list[Track
         xs, ys = [x for x, *_ in points], [y for _, y, _ in points]
         colour, gid = hue(trace.style), series_id(trace.series)
         axes.plot(
-            xs, ys, color=colour, linestyle="none", marker=marker(trace.style), markersize=size, gid=gid, zorder=3
+            xs, ys, color=colour, linestyle="none", marker=marker(trace.style), markersize=size, gid=gid, zorder=5
         )
         bars = [(x, y, spread) for x, y, spread in points if spread]
         if bars:
@@ -140,6 +140,7 @@ def _name(
             color=theme.ink,
             gid=series_id(one.trace.series),
             in_layout=False,
+            zorder=4,  # a name does not cover a point
             bbox={"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )
 
