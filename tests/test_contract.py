@@ -24,6 +24,15 @@ SMALL = {
 OPTIONS = {
     "fedavg": {"epochs": 2},
     "centralised": {"epochs": 2},
+    "fedprox": {"epochs": 2},
+    "fednova": {"epochs": 2, "batch": 8},
+    "scaffold": {"epochs": 2},
+    "fedavgm": {"epochs": 2},
+    "fedadam": {"epochs": 2},
+    "moon": {"epochs": 2},
+    "fedproto": {"epochs": 2},
+    "vhl": {"epochs": 2, "virtual_ipc": 5, "virtual_batch": 8},
+    "feddm": {"ipc": 1, "match_steps": 2, "global_epochs": 2},
     "feddgm": SMALL,
     "prioronly": SMALL | {"generator": "fedstill.contract:tiny_prior"},
 }

@@ -142,7 +142,7 @@ def test_fedavg_is_its_formula():
 
 @pytest.mark.parametrize("algorithm", [FedAvg, FedDGM])
 def test_a_reply_without_a_fitting_model_is_a_failure(algorithm):
-    from fedstill.algorithms.averaging import MISFIT
+    from fedstill.algorithms.replies import MISFIT
     from fedstill.rounds import Reply
 
     method = algorithm(world=WORLD)
@@ -153,7 +153,8 @@ def test_a_reply_without_a_fitting_model_is_a_failure(algorithm):
         Reply("c01", Bundle().put({"examples": 3, "loss": 0.0}, model=wrong)),
     ]
     outcome = method.aggregate(state, replies, Desk(SEED))
-    assert [(failure.client, failure.reason) for failure in outcome.failures] == [("c00", MISFIT), ("c01", MISFIT)]
+    why = MISFIT.format(group="model")
+    assert [(failure.client, failure.reason) for failure in outcome.failures] == [("c00", why), ("c01", why)]
     assert torch.equal(outcome.state.groups["model"]["head.weight"], state.groups["model"]["head.weight"])
 
 

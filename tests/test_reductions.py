@@ -1,12 +1,18 @@
 """Where one method becomes another, exactly."""
 
+import pytest
 import torch
 
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.algorithms.feddgm import FedDGM
+from fedstill.algorithms.fednova import FedNova
+from fedstill.algorithms.fedopt import FedAvgM
+from fedstill.algorithms.fedprox import FedProx
+from fedstill.algorithms.scaffold import Scaffold
 from fedstill.bundle import Bundle
 from fedstill.contract import tiny_sites, tiny_world
 from fedstill.engines.local import LocalEngine
+from fedstill.engines.memory import Memory
 from fedstill.rounds import Desk, rounds
 from fedstill.seeds import Seed
 from fedstill.train import Recipe, fit
@@ -96,3 +102,52 @@ def test_global_models_do_not_touch_the_surrogate():
         FedDGM(world=WORLD, distill_steps=1, global_models=(other,), labels="soft", **SMALL), tiny_sites(), until=2
     )
     assert same(alone.groups["model"], beside.groups["model"])
+
+
+LOCAL = {"epochs": 2, "lr": 0.05, "batch": 8}
+
+
+def test_fedprox_without_its_term_is_fedavg_to_the_bit():
+    prox, avg = (
+        run(method, tiny_sites(), until=3)
+        for method in (FedProx(world=WORLD, mu=0, **LOCAL), FedAvg(world=WORLD, **LOCAL))
+    )
+    assert same(prox.groups["model"], avg.groups["model"])
+
+
+def test_server_momentum_of_zero_and_a_step_of_one_are_fedavg_to_the_bit():
+    momentum = FedAvgM(world=WORLD, server_momentum=0, server_lr=1, **LOCAL)
+    assert same(
+        run(momentum, tiny_sites(), until=3).groups["model"],
+        run(FedAvg(world=WORLD, **LOCAL), tiny_sites(), until=3).groups["model"],
+    )
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_fednova_is_fedavg_where_all_take_as_many_steps(momentum):
+    """To the rounding of float32: its mean is folded with other weights."""
+    options = {**LOCAL, "batch": 64, "momentum": momentum}  # one step an epoch, for every client
+    nova, avg = (run(kind(world=WORLD, **options), tiny_sites(), until=2) for kind in (FedNova, FedAvg))
+    for name, tensor in avg.groups["model"].items():
+        torch.testing.assert_close(nova.groups["model"][name], tensor, rtol=1e-5, atol=1e-7)
+
+
+def test_the_mean_of_scaffolds_client_controls_is_the_servers_after_full_participation():
+    algorithm, memory = Scaffold(world=WORLD, **LOCAL), Memory()
+    engine = LocalEngine(algorithm, tiny_sites(), DESK, memory)
+    for each in rounds(algorithm, engine, desk=DESK, until=3):
+        held = [memory.read(client, each.number + 1).groups["control"] for client in engine.clients()]
+        for name, tensor in each.state.groups["control"].items():
+            assert tensor.abs().max() > 0
+            mean = torch.stack([control[name].double() for control in held]).mean(0)
+            torch.testing.assert_close(tensor.double(), mean, rtol=1e-4, atol=1e-6)
+
+
+def test_scaffold_of_one_client_has_no_drift_to_correct():
+    """To the rounding of float32: its control is the server's, and their difference zero."""
+    sites = {"c00": tiny_sites()["c00"]}
+    scaffold, avg = (
+        run(kind(world=WORLD, **LOCAL, momentum=0.0), sites, until=3).groups["model"] for kind in (Scaffold, FedAvg)
+    )
+    for name, tensor in avg.items():
+        torch.testing.assert_close(scaffold[name], tensor, rtol=1e-4, atol=1e-6)

@@ -79,7 +79,8 @@ class Cost:
 def estimate(experiment: Experiment) -> Cost:
     """Build ``experiment``, take one step of each phase, and multiply.
 
-    Phases are shrunk by the algorithm's own fields (``epochs``, ``distill_steps``, ``global_epochs``), where it has them.
+    Phases are shrunk by the algorithm's own fields (``epochs``, ``match_steps``, ``distill_steps``, ``global_epochs``), where it
+    has them.
 
     Raises:
         InputError: the experiment cannot be run.
@@ -92,13 +93,16 @@ def estimate(experiment: Experiment) -> Cost:
     workers = experiment.engine.workers
     desk = Desk(Seed.root(experiment.seed).at("dry"), device=device)
     client, site = _middle(parts.sites)
-    algorithm = _shrunk(parts.algorithm, epochs=1, distill_steps=1, global_epochs=1, conditioning=False, retries=0)
+    algorithm = _shrunk(
+        parts.algorithm, epochs=1, distill_steps=1, match_steps=1, global_epochs=1, conditioning=False, retries=0
+    )
     inbox = algorithm.broadcast(parts.start, client)
 
     local = _timed_local(algorithm, inbox, site, client, desk)
     examples = sum(len(each.train) for each in parts.sites.values()) / len(parts.sites) * asked
     epochs = getattr(parts.algorithm, "epochs", 1)
-    seconds = {"clients": local.per_image * examples * epochs / min(workers, asked)}
+    matching = _per_match(algorithm, inbox, site, desk) * (getattr(parts.algorithm, "match_steps", 1) - 1)
+    seconds = {"clients": (local.per_image * examples * epochs + asked * matching) / min(workers, asked)}
     seconds |= _server(parts, algorithm, local.reply, desk, asked=asked, workers=workers)
     models = parts.algorithm.models(parts.start)
     scoring = _timed_scoring(parts, algorithm, desk)
@@ -143,6 +147,20 @@ def _timed_local(algorithm: Algorithm, inbox: Bundle, site: Site, client: str, d
     if not bundle.finite():
         raise RunError("the first local step gives numbers that are not finite: use a smaller algorithm.lr")
     return _Local(Reply(client, bundle.detached()), seconds / batch)
+
+
+def _per_match(algorithm: Algorithm, inbox: Bundle, site: Site, desk: Desk) -> float:
+    """Seconds that one more distillation step of a client takes; 0 where clients do not distil."""
+    if not hasattr(algorithm, "match_steps"):
+        return 0.0
+
+    def timed(steps: int) -> float:
+        longer = _shrunk(algorithm, match_steps=steps)
+        began = time.perf_counter()
+        longer.local(inbox, site, Bundle(), desk)
+        return time.perf_counter() - began
+
+    return max(0.0, timed(TIMED_STEPS) - timed(1)) / (TIMED_STEPS - 1)
 
 
 @dataclass(frozen=True)
@@ -200,16 +218,17 @@ def _server(
     """
 
     def timed(replies: Sequence[Reply], **fields: int) -> Mapping[str, float]:
-        shorter = dataclasses.replace(algorithm, **fields)  # type: ignore[type-var]
+        present = {name: value for name, value in fields.items() if hasattr(algorithm, name)}
+        shorter = dataclasses.replace(algorithm, **present)  # type: ignore[type-var]
         began = time.perf_counter()
         figures = shorter.aggregate(parts.start, replies, desk).figures
         return {"server": time.perf_counter() - began, **figures.get("seconds", {})}
 
     first = timed([reply])
-    if "distil" not in first:
+    if "train" not in first:
         return {"server": first["server"] * asked}
     steps, epochs = (getattr(parts.algorithm, name, 0) for name in ("distill_steps", "global_epochs"))
-    distil = first["distil"]
+    distil = first.get("distil", 0.0)
     if steps:
         per_step = max(0.0, timed([reply], distill_steps=TIMED_STEPS)["distil"] - distil) / (TIMED_STEPS - 1)
         distil += per_step * (steps - 1 + 2 * getattr(parts.algorithm, "conditioning", False))
@@ -218,10 +237,8 @@ def _server(
     once, twice = (timed(few, distill_steps=0, global_epochs=count)["train"] for count in (1, 2))
     per_epoch = max(0.0, twice - once) * asked / len(few)
     networks = len(parts.algorithm.models(parts.start))
-    return {
-        "distil": distil * math.ceil(asked / workers),
-        "train": (once + per_epoch * (epochs - 1)) / min(workers, networks),
-    }
+    train = {"train": (once + per_epoch * (epochs - 1)) / min(workers, networks)}
+    return {"distil": distil * math.ceil(asked / workers), **train} if "distil" in first else train
 
 
 def _shrunk(algorithm: Algorithm, **fields: int) -> Algorithm:

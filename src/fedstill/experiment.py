@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,14 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, cast, get_type_hints
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, create_model
 
 from fedstill.algorithms import ALGORITHMS
 from fedstill.bundle import Bundle
 from fedstill.conduct import EngineSettings, EvaluateSettings, OutputSettings, PublishedSettings
 from fedstill.data.partition import Partition, PartitionSettings, partition
-from fedstill.data.sources import DataSettings, Loaded, load
+from fedstill.data.settings import DataSettings, absolute, anchored
+from fedstill.data.sources import Loaded, digest, load
 from fedstill.errors import InputError
 from fedstill.generators import PRIORS
 from fedstill.generators.files import prior_hash
@@ -246,12 +245,10 @@ class Experiment:
 
     def anchored(self) -> Experiment:
         """The same with absolute paths, so that a run's own copy can be read from any folder."""
-        data = self.data
-        if data.source != "hub":
-            data = replace(data, path=_absolute(data.path), test=_absolute(data.test))
         options = self.algorithm.options
-        files = {key: _absolute(value) for key, value in options if _is_prior_file(value)}
-        return replace(self, data=data, algorithm=replace(self.algorithm, options=options.model_copy(update=files)))
+        files = {key: absolute(value) for key, value in options if _is_prior_file(value)}
+        algorithm = replace(self.algorithm, options=options.model_copy(update=files))
+        return replace(self, data=anchored(self.data), algorithm=algorithm)
 
     def build(self) -> Parts:
         """Load the data, deal it, build the network and the algorithm; all that can be refused is refused here.
@@ -311,11 +308,13 @@ class Experiment:
             **{f"partition.{key}": value for key, value in asdict(self.partition).items()},
             **{f"model.{key}": value for key, value in self.model.flat().items()},
             **{f"algorithm.{key}": value for key, value in self.algorithm.table().items()},
-            "images and labels": _digest(loaded),
+            "images and labels": digest(loaded),
             "who holds what": dealt.hash,
         }
         if not self.partition.test:
             del settings["partition.test"]  # checkpoints that are older than this key know no such share
+        if self.partition.parts == 1:
+            del settings["partition.parts"]  # nor this one
         # a prior is part of the experiment by what its file holds, not by where it lies or what it is called
         for key, value in settings.items():
             if key.startswith("algorithm.") and (_is_prior_file(value) or _is_shipped(value)):
@@ -346,17 +345,3 @@ def _is_prior_file(value: Any) -> bool:
 
 def _is_shipped(value: Any) -> bool:
     return isinstance(value, str) and value in PRIORS
-
-
-def _absolute(path: str | None) -> str | None:
-    return str(Path(path).absolute()) if path is not None and Path(path).exists() else path
-
-
-def _digest(loaded: Loaded) -> str:
-    digest = hashlib.sha256()
-    for shard in (loaded.train, loaded.test):
-        for tensor in (shard.images, shard.labels):
-            digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(torch.as_tensor(tensor).contiguous().numpy().tobytes())
-        digest.update(json.dumps([shard.classes, asdict(shard.normalisation)]).encode())
-    return digest.hexdigest()

@@ -210,7 +210,7 @@ class Algorithm(Protocol):
         """A client's work: (reply, new memory). The reply carries ``numbers["examples"]``."""
 
     def score(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> Bundle:
-        """A client's scores of what it received: counts, never rows."""
+        """A client's scores of what it received: counts, never rows. ``memory`` is what its last work left."""
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
         """The server's work. ``replies`` come once, in the cohort's order, and may be folded."""

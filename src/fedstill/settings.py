@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast, get_type_hints
+from typing import Any, NamedTuple, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -228,11 +228,22 @@ def _table_type(kind: type, location: Sequence[int | str]) -> type:
     """The type that reads the table at ``location``; the nearest one above it that is a table."""
     for step in location:
         hints = get_type_hints(kind)
-        inner = hints.get(str(step))
+        if isinstance(step, int):
+            continue  # a place in a list: its table's type is found already
+        inner = _of_list(hints.get(str(step)))
         if not (isinstance(inner, type) and (dataclasses.is_dataclass(inner) or issubclass(inner, BaseModel))):
             break
         kind = inner
     return kind
+
+
+def _of_list(hint: Any) -> Any:
+    """The dataclass in ``tuple[Kind, ...] | None``, or the hint itself."""
+    for each in get_args(hint):
+        found = _of_list(each)
+        if isinstance(found, type) and dataclasses.is_dataclass(found):
+            return found
+    return hint
 
 
 def _joined(where: str, place: Sequence[int | str]) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedstill.data.partition import Held, Partition, PartitionSettings, hold_out, safe_names
+import numpy as np
+
+from fedstill.data.partition import Held, Partition, PartitionSettings, hold_out
 from fedstill.data.shard import Shard
 from fedstill.data.sources import Loaded
 from fedstill.errors import InputError
@@ -23,7 +25,8 @@ class Uses:
     """Which rows a client uses for what.
 
     A client's own test images are those that it keeps (``partition.test``) *and* those of its domain among the common
-    test images. The latter stay common test images too, and a domain that nobody trains on is no client's.
+    test images. The latter stay common test images too, and a domain that nobody trains on is no client's. Clients that
+    share a domain (``partition.parts``) share its test images by the shares that they have of each class.
 
     Attributes:
         held: rows of the training set, by client.
@@ -56,14 +59,37 @@ def plan_uses(settings: PartitionSettings, loaded: Loaded, dealt: Partition, see
     for client, uses in held.items():
         if not uses.train:
             raise InputError(f"partition: client '{client}' has no training image; give fewer clients or more data")
-    domain: dict[str, tuple[int, ...]] = {}
+    domain: Mapping[str, tuple[int, ...]] = {}
     if settings.kind == "domain" and loaded.train_groups is not None and loaded.test_groups is not None:
-        groups = loaded.test_groups
-        domain = {
-            client: tuple(row for row, name in enumerate(groups) if name == group)
-            for group, client in safe_names(loaded.train_groups).items()
-        }
+        domain = _domain_tests(loaded, loaded.train_groups, loaded.test_groups, dealt, seed.at("domain"))
     return Uses(held, domain)
+
+
+def _domain_tests(
+    loaded: Loaded, train_groups: Sequence[str], test_groups: Sequence[str], dealt: Partition, seed: Seed
+) -> Mapping[str, tuple[int, ...]]:
+    """Test rows of each client: its domain's; clients that share a domain share each class of it as they do in training."""
+    groups, labels = np.asarray(test_groups), np.asarray(loaded.test.labels)
+    sharers: dict[str, list[str]] = {}
+    for client, rows in dealt.clients.items():
+        sharers.setdefault(train_groups[rows[0]], []).append(client)
+    result: dict[str, tuple[int, ...]] = {}
+    for group, clients in sharers.items():
+        of_group = np.flatnonzero(groups == group)
+        if len(clients) == 1:
+            result[clients[0]] = tuple(of_group.tolist())
+            continue
+        parts: dict[str, list[int]] = {client: [] for client in clients}
+        for label in np.unique(labels[of_group]):
+            alike = seed.at(group, label).numpy().permutation(of_group[labels[of_group] == label])
+            counts = np.array([dealt.histogram[client][label] for client in clients], np.float64)
+            # a class that no one trains on is shared evenly
+            shares = counts / counts.sum() if counts.any() else np.full(len(clients), 1 / len(clients))
+            cuts = np.rint(np.cumsum(shares)[:-1] * len(alike)).astype(np.int64)
+            for client, part in zip(clients, np.split(alike, cuts), strict=True):
+                parts[client] += part.tolist()
+        result.update({client: tuple(sorted(own)) for client, own in parts.items()})
+    return result
 
 
 def build_sites(uses: Uses, loaded: Loaded, *, pooled: bool) -> dict[str, Site]:

@@ -21,7 +21,7 @@ from fedstill.errors import RunError
 from fedstill.models.architecture import Network
 from fedstill.seeds import Seed
 
-__all__ = ["Batch", "Extra", "Fitted", "Recipe", "classification_loss", "fit", "predict"]
+__all__ = ["Batch", "Extra", "Fitted", "Recipe", "classification_loss", "embed", "fit", "predict"]
 
 SCORING_BATCH = 500
 
@@ -51,8 +51,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss term may look at, in one training step."""
+    """What a loss term may look at, in one training step.
 
+    ``network`` is the one in training, for terms on other images than the batch's; ``params`` are its parameters.
+    """
+
+    network: Network
     params: Mapping[str, Tensor]
     images: Float[Tensor, "n c h w"]
     labels: Shaped[Tensor, "n *classes"]
@@ -139,7 +143,7 @@ def fit(
                 logits = network.classify(features)
                 loss = classification_loss(logits, labels, recipe.temperature)
                 if extra is not None:
-                    loss = loss + extra(Batch(params, images, labels, features, logits, step))
+                    loss = loss + extra(Batch(network, params, images, labels, features, logits, step))
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
@@ -156,12 +160,21 @@ def fit(
 
 def predict(network: nn.Module, shard: Shard, *, device: str = "cpu") -> Float[Tensor, "n classes"]:
     """Logits for every row, on the CPU: clean images, evaluation mode, no graph; ``network``'s mode is put back."""
+    return _over(shard, network, network, device) if len(shard) else torch.empty(0, len(shard.classes))
+
+
+def embed(network: Network, shard: Shard, *, device: str = "cpu") -> Float[Tensor, "n d"]:
+    """Features of every row, as :func:`predict` gives logits; ``shard`` holds at least one."""
+    return _over(shard, network, network.features, device)
+
+
+def _over(shard: Shard, network: nn.Module, function: Callable[[Tensor], Tensor], device: str) -> Tensor:
     mode = network.training
     network.to(device).eval()
     with torch.inference_mode():
         parts = [
-            network(shard.inputs(rows).to(device)).cpu()
+            function(shard.inputs(rows).to(device)).cpu()
             for rows in torch.split(torch.arange(len(shard)), SCORING_BATCH)
         ]
     network.train(mode)
-    return torch.cat(parts) if parts else torch.empty(0, len(shard.classes))
+    return torch.cat(parts)

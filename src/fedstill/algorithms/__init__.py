@@ -41,6 +41,42 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "control: all data pooled on one site, the ceiling",
             pooled=True,
         ),
+        "fedprox": Entry(
+            "fedstill.algorithms.fedprox:FedProx",
+            "FedAvg whose clients are held near what they received (Li et al. 2020)",
+        ),
+        "fednova": Entry(
+            "fedstill.algorithms.fednova:FedNova",
+            "FedAvg of mean gradients, where clients take different numbers of steps (Wang et al. 2020)",
+        ),
+        "scaffold": Entry(
+            "fedstill.algorithms.scaffold:Scaffold",
+            "control variates against the drift of clients (Karimireddy et al. 2020)",
+            starter=MappingProxyType({"lr": 0.1}),  # the step that FedAvg's 0.01 is with its momentum of 0.9
+        ),
+        "fedavgm": Entry("fedstill.algorithms.fedopt:FedAvgM", "FedAvg with momentum at the server (Hsu et al. 2019)"),
+        "fedadam": Entry(
+            "fedstill.algorithms.fedopt:FedAdam",
+            "FedAvg with Adam at the server (Reddi et al. 2021)",
+            starter=MappingProxyType({"server_lr": 0.03}),
+        ),
+        "moon": Entry(
+            "fedstill.algorithms.contrast:MOON",
+            "FedAvg whose features stay near the global model's, off the client's last (Li et al. 2021)",
+        ),
+        "fedproto": Entry(
+            "fedstill.algorithms.contrast:FedProto",
+            "FedAvg whose features stay near shared class means, which classify too (Tan et al. 2022)",
+        ),
+        "vhl": Entry(
+            "fedstill.algorithms.vhl:VHL",
+            "FedAvg with virtual classes of noise that all clients share (Tang et al. 2022)",
+        ),
+        "feddm": Entry(
+            "fedstill.algorithms.sharing:FedDM",
+            "clients distil by distribution matching around the received weights and send images (Xiong et al. 2023)",
+            distils=True,
+        ),
         "feddgm": Entry(
             "fedstill.algorithms.feddgm:FedDGM",
             "the server distils every client's update through a generator's latents (Jia et al. 2024)",

@@ -1,9 +1,17 @@
-"""FedAvg: Federated Averaging (McMahan et al., AISTATS 2017, Algorithm 1).
+"""FedAvg: Federated Averaging (McMahan et al., AISTATS 2017, Algorithm 1), on which its whole family is built.
 
     client:  w_k ← w_t, E epochs of SGD with batches of B on its own n_k images
     server:  w_{t+1} = Σ_k (n_k / n) w_k,    n = Σ n_k over the clients that replied
 
 Symbols: w ``model``, E ``epochs``, B ``batch``, n_k ``examples``, η ``lr``.
+
+BatchNorm. ``norms = "average"``: its scales, shifts and running statistics are averaged like the rest, its integer counters
+never (the first client's stay). ``norms = "local"`` is FedBN (Li et al., ICLR 2021, Algorithm 1): all that BatchNorm layers
+hold stays in the client's memory and never travels; a client's first round begins with fresh ones. The server then holds no
+whole network, so it scores and saves none; clients score what they received with their own.
+
+A method of the family composes FedAvg: it takes the fields of :class:`Budget`, and ``FedAvg.of(self)`` does the rest;
+:meth:`FedAvg.train` takes its loss term.
 """
 
 from __future__ import annotations
@@ -11,52 +19,65 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import Field
-from torch import Tensor
+from torch import nn
 
+from fedstill.algorithms.replies import Mean, Sieve
 from fedstill.bundle import Bundle, Group
-from fedstill.rounds import Desk, Failure, Outcome, Reply, Site, Trained, World
+from fedstill.data.shard import Shard
+from fedstill.errors import InputError
+from fedstill.rounds import Desk, Outcome, Reply, Site, Trained, World
 from fedstill.scores import OWN_TEST, score
-from fedstill.train import Recipe, fit
+from fedstill.seeds import Seed
+from fedstill.train import Extra, Fitted, Recipe, fit
 
-__all__ = ["MISFIT", "FedAvg", "Mean", "fits"]
+__all__ = ["BatchSize", "Budget", "Decay", "Epochs", "FedAvg", "Momentum", "Norms", "Rate", "Visit", "figures"]
 
-MISFIT = "its reply holds no model of the shapes that were sent"
+Epochs = Annotated[int, Field(ge=1, description="E, local epochs a round")]
+Rate = Annotated[float, Field(gt=0, description="step size of local SGD")]
+BatchSize = Annotated[int, Field(ge=1, description="B, images a local step")]
+Momentum = Annotated[float, Field(ge=0, lt=1, description="of local SGD; starts anew each round")]
+Decay = Annotated[float, Field(ge=0, description="weight decay of local SGD")]
+Norms = Annotated[
+    Literal["average", "local"],
+    Field(description="BatchNorm: average, or local: it stays with the client (FedBN)"),
+]
+
+_OWN_NORMS = "model:norms"
+_FRESH = Seed(("norms",))  # BatchNorm starts at constants, whatever the seed
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-class Mean:
-    """A weighted mean of groups, folded one at a time in float64: a thousand clients need the memory of two.
+class Budget(Protocol):
+    """How clients train: fields that every method of the family has."""
 
-    Integer tensors (BatchNorm's counters) have no mean: the first one's are kept.
+    @property
+    def world(self) -> World: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def decay(self) -> float: ...
+    @property
+    def norms(self) -> Literal["average", "local"]: ...
+
+
+class Visit(NamedTuple):
+    """A client's training: what it sends, what it remembers, and how it went.
+
+    ``reply`` has the group ``model`` and the numbers ``examples`` and ``loss`` (mean of the last epoch).
     """
 
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._like: Group = {}
-        self._weight = 0.0
-
-    def add(self, group: Group, weight: float) -> None:
-        if not self._like:
-            self._like = group
-        for name, tensor in group.items():
-            if tensor.is_floating_point():
-                term = tensor.double() * weight
-                self._sums[name] = self._sums[name] + term if name in self._sums else term
-        self._weight += weight
-
-    def result(self) -> Group:
-        return {
-            name: (self._sums[name] / self._weight).to(tensor.dtype) if name in self._sums else tensor
-            for name, tensor in self._like.items()
-        }
-
-
-def fits(reply: Bundle, sent: Group) -> bool:
-    """Whether the reply's model has the names and shapes of the one that was sent."""
-    model = reply.groups.get("model", {})
-    return model.keys() == sent.keys() and all(model[name].shape == tensor.shape for name, tensor in sent.items())
+    reply: Bundle
+    memory: Bundle
+    fitted: Fitted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +85,40 @@ class FedAvg:
     """Federated Averaging. Defaults are those with which FedDGM's paper ran it on CIFAR-10."""
 
     world: World
-    epochs: Annotated[int, Field(ge=1, description="E, local epochs a round")] = 20
-    lr: Annotated[float, Field(gt=0, description="step size of local SGD")] = 0.01
-    batch: Annotated[int, Field(ge=1, description="B, images a local step")] = 256
-    momentum: Annotated[float, Field(ge=0, lt=1, description="of local SGD; starts anew each round")] = 0.9
-    decay: Annotated[float, Field(ge=0, description="weight decay of local SGD")] = 1e-5
+    epochs: Epochs = 20
+    lr: Rate = 0.01
+    batch: BatchSize = 256
+    momentum: Momentum = 0.9
+    decay: Decay = 1e-5
+    norms: Norms = "average"
+
+    @classmethod
+    def of(cls, method: Budget) -> FedAvg:
+        """FedAvg on the budget of another method."""
+        return cls(
+            world=method.world,
+            epochs=method.epochs,
+            lr=method.lr,
+            batch=method.batch,
+            momentum=method.momentum,
+            decay=method.decay,
+            norms=method.norms,
+        )
 
     def init(self, clients: Sequence[str], desk: Desk) -> Bundle:
+        """The state's ``model``: what travels.
+
+        Raises:
+            InputError: norms are to be local, and the network has none.
+        """
         network = self.world.architecture.build(desk.seed.at("model"))
-        return Bundle().put(model=network.state_dict())
+        own = self._own(network)
+        if self.norms == "local" and not own:
+            raise InputError(
+                f"algorithm.norms = 'local': the network '{self.world.architecture.name}' has no BatchNorm to keep; "
+                "use algorithm.norms = 'average', or model.norm = 'batch' where the network has that option"
+            )
+        return Bundle().put(model={name: tensor for name, tensor in network.state_dict().items() if name not in own})
 
     def task(self, state: Bundle) -> str | None:
         return "local"
@@ -81,20 +127,42 @@ class FedAvg:
         return Bundle().put(model=state.groups["model"])
 
     def local(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> tuple[Bundle, Bundle]:
+        visit = self.train(inbox, site.train, memory, desk)
+        return visit.reply, visit.memory
+
+    def train(self, inbox: Bundle, shard: Shard, memory: Bundle, desk: Desk, *, extra: Extra | None = None) -> Visit:
+        """Train the ``model`` that arrived on ``shard``, with one more loss term where there is one."""
         recipe = Recipe(epochs=self.epochs, lr=self.lr, batch=self.batch, momentum=self.momentum, decay=self.decay)
         fitted = fit(
-            self._trained(inbox).module(),
-            site.train,
+            self.received(inbox, memory).module(),
+            shard,
             recipe,
             seed=desk.seed,
             device=desk.device,
+            extra=extra,
             progress=partial(desk.progress, "train"),
         )
-        numbers = {"examples": fitted.examples, "loss": fitted.losses[-1]}
-        return Bundle().put(numbers, model=fitted.tensors), memory
+        sent = inbox.groups["model"].keys()
+        own = {name: tensor for name, tensor in fitted.tensors.items() if name not in sent}
+        return Visit(
+            reply=Bundle().put(
+                {"examples": fitted.examples, "loss": fitted.losses[-1]},
+                model={name: tensor for name, tensor in fitted.tensors.items() if name in sent},
+            ),
+            memory=memory.put(**{_OWN_NORMS: own}) if own else memory,
+            fitted=fitted,
+        )
+
+    def received(self, inbox: Bundle, memory: Bundle) -> Trained:
+        """The network that arrived, whole: with the client's own norms where these are local."""
+        tensors = inbox.groups["model"]
+        if self.norms == "local":
+            own = memory.groups.get(_OWN_NORMS) or self._fresh_norms()
+            tensors = {**tensors, **own}
+        return Trained(self.world.architecture, tensors)
 
     def score(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> Bundle:
-        network = self._trained(inbox).module()
+        network = self.received(inbox, memory).module()
         held = score(network, site.validation, device=desk.device)
         counts = Bundle().put({"validation_correct": held.correct, "validation_examples": held.examples})
         if len(site.test) == 0:
@@ -102,19 +170,42 @@ class FedAvg:
         return counts.put(**{OWN_TEST: score(network, site.test, device=desk.device).group()})
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
-        mean, clients, failures = Mean(), {}, []
-        for reply in replies:
-            numbers = reply.bundle.numbers
-            if not fits(reply.bundle, state.groups["model"]):
-                failures.append(Failure(reply.client, MISFIT))
-                continue
-            mean.add(reply.bundle.groups["model"], numbers["examples"])
-            clients[reply.client] = {"examples": int(numbers["examples"]), "loss": numbers["loss"]}
+        mean, clients = Mean(), {}
+        sieve = Sieve(replies, {"model": state.groups["model"]})
+        for reply in sieve:
+            mean.add(reply.bundle.groups["model"], reply.bundle.numbers["examples"])
+            clients[reply.client] = figures(reply.bundle)
         state = state.put(model=mean.result()) if clients else state
-        return Outcome(state, {"clients": clients}, failures)
+        return Outcome(state, {"clients": clients}, sieve.failures)
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
-        return {"global": self._trained(state)}
+        if self.norms == "local":
+            return {}
+        return {"global": Trained(self.world.architecture, state.groups["model"])}
 
-    def _trained(self, bundle: Bundle) -> Trained:
-        return Trained(self.world.architecture, bundle.groups["model"])
+    def trained_names(self, state: Bundle) -> list[str]:
+        """Tensors of the state's ``model`` that training moves by gradients; the others are buffers."""
+        network = self.world.architecture.build(_FRESH)
+        return [name for name, _ in network.named_parameters() if name in state.groups["model"]]
+
+    def _own(self, network: nn.Module) -> set[str]:
+        """Tensors that stay with the client."""
+        if self.norms == "average":
+            return set()
+        return {
+            f"{place}.{name}"
+            for place, module in network.named_modules()
+            if isinstance(module, _BATCH_NORMS)
+            for name in module.state_dict()
+        }
+
+    def _fresh_norms(self) -> Group:
+        network = self.world.architecture.build(_FRESH)
+        own = self._own(network)
+        return {name: tensor for name, tensor in network.state_dict().items() if name in own}
+
+
+def figures(reply: Bundle) -> dict[str, Any]:
+    """A client's line in the round's figures: ``examples``, and ``loss`` where it gave one."""
+    line: dict[str, Any] = {"examples": int(reply.numbers["examples"])}
+    return line | ({"loss": reply.numbers["loss"]} if "loss" in reply.numbers else {})

@@ -30,8 +30,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from pydantic import Field
 
-from fedstill.algorithms.averaging import MISFIT, FedAvg, fits
-from fedstill.algorithms.union import Course, DistilledSet, keep, soften, study
+from fedstill.algorithms.averaging import FedAvg
+from fedstill.algorithms.replies import Sieve
+from fedstill.algorithms.union import Course, DistilledSet, global_networks, keep, soften, study
 from fedstill.bundle import Bundle, Group
 from fedstill.data.augment import Augmentation
 from fedstill.data.shard import Shard
@@ -171,7 +172,9 @@ class FedDGM:
         return self._averaging().score(inbox, site, memory, desk)
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
-        arrived, failures = self._sort(state, replies)
+        sieve = Sieve(replies, {"model": state.groups["model"]} if self.distill_steps else {})
+        arrived = {reply.client: reply.bundle for reply in sieve}
+        failures = sieve.failures
         began = time.perf_counter()
         sets = list(self._distil_all(state, arrived, desk))
         distilled = time.perf_counter()
@@ -196,17 +199,6 @@ class FedDGM:
         }
 
     # --- steps 3 and 4: distil every client's update -------------------------------------------------------------
-
-    def _sort(self, state: Bundle, replies: Iterable[Reply]) -> tuple[dict[str, Bundle], list[Failure]]:
-        """Replies to work with, and those whose model is none."""
-        arrived: dict[str, Bundle] = {}
-        failures: list[Failure] = []
-        for reply in replies:
-            if self.distill_steps and not fits(reply.bundle, state.groups["model"]):
-                failures.append(Failure(reply.client, MISFIT))
-            else:
-                arrived[reply.client] = reply.bundle
-        return arrived, failures
 
     def _distil_all(self, state: Bundle, arrived: Mapping[str, Bundle], desk: Desk) -> Iterator[DistilledSet]:
         latents = state.members("latents")
@@ -366,16 +358,7 @@ class FedDGM:
         )
 
     def _architectures(self) -> dict[str, Architecture]:
-        titles = [choice.title for choice in self.global_models]
-        for title in titles:
-            if titles.count(title) > 1 or title == SURROGATE:
-                raise InputError(
-                    f"algorithm.global_models: two networks are called '{title}'; give one a label of its own"
-                )
-        return {
-            choice.title: self.world.other(choice.name, choice.options, f"algorithm.global_models[{index}]")
-            for index, choice in enumerate(self.global_models)
-        }
+        return global_networks(self.world, self.global_models, SURROGATE)
 
     def _generator(self, device: str = "cpu") -> Generator:
         architecture = self.world.architecture

@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 from fedstill.bundle import Bundle, Group
 from fedstill.data.shard import Shard
 from fedstill.distill.health import Health
-from fedstill.rounds import Desk, Trained
+from fedstill.errors import InputError
+from fedstill.models.architecture import Architecture
+from fedstill.models.choice import Choice
+from fedstill.rounds import Desk, Trained, World
 from fedstill.train import Fitted, Recipe, fit, predict
 
-__all__ = ["Course", "DistilledSet", "keep", "soften", "study"]
+__all__ = ["Course", "DistilledSet", "global_networks", "keep", "soften", "study"]
 
 
 class DistilledSet(NamedTuple):
@@ -46,6 +49,22 @@ def keep(state: Bundle, sets: Sequence[DistilledSet]) -> Bundle:
     latents = {f"latents:{each.client}": each.latents for each in good if each.latents}
     old = [name for name in state.groups if name.startswith("synthetic:")]
     return state.drop(*old).put(**images, **latents)
+
+
+def global_networks(world: World, choices: Sequence[Choice], own: str) -> dict[str, Architecture]:
+    """What the server trains on the union beside the clients' network, which is called ``own``; by name.
+
+    Raises:
+        InputError: two have the same name.
+    """
+    titles = [own, *(choice.title for choice in choices)]
+    for title in titles[1:]:
+        if titles.count(title) > 1:
+            raise InputError(f"algorithm.global_models: two networks are called '{title}'; give one a label of its own")
+    return {
+        choice.title: world.other(choice.name, choice.options, f"algorithm.global_models[{index}]")
+        for index, choice in enumerate(choices)
+    }
 
 
 class Course(NamedTuple):

@@ -1,10 +1,11 @@
-"""Commands that look: data inspect, list, report, check."""
+"""Commands that look: data inspect, list, report, check; and data prepare."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
     from fedstill.data.partition import Partition
     from fedstill.data.sources import Loaded
 
-__all__ = ["check", "data_app", "inspect_data", "list_choices", "report"]
+__all__ = ["check", "data_app", "inspect_data", "list_choices", "prepare_data", "report"]
 
-data_app = typer.Typer(help="Look at data before they are used.")
+data_app = typer.Typer(help="Look at data, and prepare them.")
 
 
 @data_app.callback()
 def _data() -> None:
-    """Look at data before they are used."""
+    """Look at data, and prepare them."""
 
 
 @data_app.command("inspect")
@@ -70,7 +71,32 @@ def inspect_data(
         typer.echo(f"written: {sheet}", err=True)
 
 
+@data_app.command("prepare")
+def prepare_data(
+    name: Annotated[
+        str, typer.Argument(help="cifar10, cifar10c, mnist, fashion_mnist, svhn, usps, imfruit, folder, …")
+    ],
+    source: Annotated[Path, typer.Option("--from", help="File or folder with the originals.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the Parquet files.", show_default=False)],
+    size: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Pixels to bring pictures to.", show_default="as they are")
+    ] = None,
+    severity: Annotated[int, typer.Option(min=1, max=5, help="Of cifar10c.")] = 3,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Take originals that differ from the published ones.")
+    ] = False,
+) -> None:
+    """Write a data set's originals as Parquet; what was interrupted is gone on with."""
+    from fedstill.data.prepare import prepare, recipe
+
+    for each in prepare(recipe(name), source, out, size=size, severity=severity, unverified=unverified):
+        typer.echo(f"{'kept' if each.kept else 'written'}: {out / each.file}, {each.rows} images", err=True)
+    typer.echo(f"use it with  data.source = 'parquet'  and  data.path = '{out}'")
+
+
 def _facts(loaded: Loaded, dealt: Partition | None) -> dict[str, Any]:
+    from fedstill.data.sources import digest
+
     train = loaded.train
     return {
         "train": len(train),
@@ -82,6 +108,8 @@ def _facts(loaded: Loaded, dealt: Partition | None) -> dict[str, Any]:
         "classes": list(train.classes),
         "train_histogram": train.histogram(),
         "test_histogram": loaded.test.histogram(),
+        "domains": None if loaded.train_groups is None else dict(sorted(Counter(loaded.train_groups).items())),
+        "sha256": digest(loaded),
         "clients": None if dealt is None else {name: list(held) for name, held in dealt.histogram.items()},
         "figures": None if dealt is None else dict(dealt.figures),
         "skipped": [{"image": name, "reason": reason} for name, reason in loaded.skipped],
@@ -90,6 +118,7 @@ def _facts(loaded: Loaded, dealt: Partition | None) -> dict[str, Any]:
 
 def _say_facts(loaded: Loaded, dealt: Partition | None) -> None:
     from fedstill.cli.console import say_table
+    from fedstill.data.sources import digest
 
     train = loaded.train
     height, width = train.size
@@ -99,6 +128,7 @@ def _say_facts(loaded: Loaded, dealt: Partition | None) -> None:
         ", ".join(f"{each:.3f}" for each in values) for values in (train.normalisation.mean, train.normalisation.std)
     )
     typer.echo(f"pixels in 0 … 1: mean {mean}, standard deviation {std}")
+    typer.echo(f"sha256 of all that: {digest(loaded)}")
     for name, reason in loaded.skipped:
         typer.echo(f"left out: {name}: {reason}")
     lines = [["training", str(len(train)), *map(str, train.histogram())]]

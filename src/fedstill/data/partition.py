@@ -73,6 +73,10 @@ class PartitionSettings:
     alpha: Annotated[
         float, Field(description="dirichlet: concentration; the smaller, the more unequal the clients", gt=0)
     ] = 0.5
+    parts: Annotated[
+        int,
+        Field(description="domain: clients a domain; more than one share it by dirichlet, alpha and min_size", ge=1),
+    ] = 1
     min_size: Annotated[int, Field(description="dirichlet: fewest images a client may hold", ge=1)] = 10
     shards: Annotated[int, Field(description="kshard: runs of the class-sorted list that a client gets", ge=1)] = 2
     classes: Annotated[int, Field(description="kclass: classes that a client holds", ge=1)] = 2

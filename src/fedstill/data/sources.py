@@ -6,20 +6,21 @@ nothing. :func:`load` does for all of them what they share: the test split, limi
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from fedstill.data.corrupted import CORRUPTED_SIZE, corrupted, plan_corruption
 from fedstill.data.images import Decoded, Form, Picture, decode, stack
+from fedstill.data.settings import DataSettings, Domain, existing, place
 from fedstill.data.shard import Normalisation, Shard
 from fedstill.data.split import stratified
 from fedstill.errors import InputError
@@ -29,11 +30,13 @@ from fedstill.tables import resolve
 __all__ = [
     "SOURCES",
     "DataSettings",
+    "Domain",
     "Loaded",
     "Raw",
     "Rows",
     "checked_labels",
     "class_names",
+    "digest",
     "existing",
     "load",
     "place",
@@ -44,72 +47,12 @@ SOURCES: Mapping[str, str] = MappingProxyType(
         "digits": "fedstill.data.readers:digits",
         "parquet": "fedstill.data.parquet:parquet",
         "folder": "fedstill.data.readers:folder",
+        "imagenet": "fedstill.data.imagenet:imagenet",
+        "domains": "fedstill.data.domains:domains",
         "arrays": "fedstill.data.readers:arrays",
         "hub": "fedstill.data.parquet:hub",
     }
 )
-
-Side = Annotated[int, Field(ge=1, le=4096)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """The ``[data]`` table of an experiment file."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    source: Annotated[str, Field(description="digits | parquet | folder | arrays | hub, or package.module:factory")] = (
-        "digits"
-    )
-    path: Annotated[
-        str | None, Field(description="file or folder with the training images; for hub: the data set's name")
-    ] = None
-    test: Annotated[
-        str | None, Field(description="file or folder with the test images; for hub: the test split's name")
-    ] = None
-    size: Annotated[
-        Side | tuple[Side, Side] | None,
-        Field(description="pixels to resize to: one number, or [height, width]; without it, images must agree in size"),
-    ] = None
-    channels: Annotated[
-        Literal[1, 3] | None, Field(description="1 = grey, 3 = colour; without it, as the images are")
-    ] = None
-    fit: Annotated[
-        Literal["stretch", "crop"],
-        Field(description="stretch = resize without regard to the aspect ratio, crop = keep it and cut to the centre"),
-    ] = "stretch"
-    image_column: Annotated[str, Field(description="column of the pictures (parquet, hub)")] = "image"
-    label_column: Annotated[str, Field(description="column of the integer labels (parquet, hub)")] = "label"
-    group_column: Annotated[
-        str | None, Field(description="column or array that names each row's domain or client (parquet, hub, arrays)")
-    ] = None
-    clients: Annotated[
-        bool, Field(description="folder: the first level of folders are clients, the second classes")
-    ] = False
-    classes: Annotated[
-        tuple[str, ...] | None,
-        Field(
-            description="names of all classes in order, where a site may lack some or the file names none", min_length=1
-        ),
-    ] = None
-    subset: Annotated[str | None, Field(description="hub: the data set's configuration")] = None
-    revision: Annotated[str | None, Field(description="hub: commit or tag, so that the data cannot change")] = None
-    test_fraction: Annotated[
-        float, Field(description="share of the images set aside as test where none are given", gt=0, lt=1)
-    ] = 0.2
-    limit: Annotated[int | None, Field(description="use so many training images, chosen by class shares", ge=1)] = None
-    test_limit: Annotated[int | None, Field(description="use so many test images, chosen by class shares", ge=1)] = None
-    skip_bad: Annotated[bool, Field(description="leave unreadable images out and list them, instead of stopping")] = (
-        False
-    )
-    mean: Annotated[
-        tuple[float, ...] | None,
-        Field(description="normalisation: mean a channel in 0…1; without it, that of the training images"),
-    ] = None
-    std: Annotated[
-        tuple[Annotated[float, Field(gt=0)], ...] | None,
-        Field(description="normalisation: standard deviation a channel; goes with mean"),
-    ] = None
 
 
 @dataclass(frozen=True)
@@ -184,7 +127,15 @@ def load(settings: DataSettings, seed: Seed) -> Loaded:
     test_chosen = _limited(test_rows, test_chosen, settings.test_limit, seed.at("test_limit"))
 
     size = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
-    form = Form(size=size, channels=settings.channels, fit=settings.fit)
+    wanted = Form(size=size, channels=settings.channels, fit=settings.fit)
+    plan = None if settings.corruptions is None else plan_corruption(settings)
+    if plan is not None and len(plan.names) > 1 and rows.groups is not None:
+        raise InputError(
+            "data.corruptions makes a domain of each corruption, and the data name domains already: give one corruption, "
+            "or take data.group_column, data.clients or data.domains away"
+        )
+    # the published strengths are for this size; what is wanted in the end comes after the corruption
+    form = wanted if plan is None else Form(size=CORRUPTED_SIZE, channels=3, fit=settings.fit)
     train = decode(rows.picture, rows.name, chosen, form, skip_bad=settings.skip_bad)
     test = decode(test_rows.picture, test_rows.name, test_chosen, form, skip_bad=settings.skip_bad)
     for which, decoded in (("training", train), ("test", test)):
@@ -193,6 +144,13 @@ def load(settings: DataSettings, seed: Seed) -> Loaded:
             raise InputError(
                 f"none of the {len(decoded.skipped)} {which} images can be read; the first, {first}, {reason}"
             )
+
+    groups, test_groups = _groups(rows, train), _groups(test_rows, test)
+    if plan is not None:
+        train, corruptions = corrupted(train, rows.labels, plan, wanted, seed.at("corrupt", "train"))
+        test, test_corruptions = corrupted(test, test_rows.labels, plan, wanted, seed.at("corrupt", "test"))
+        if len(plan.names) > 1:
+            groups, test_groups = corruptions, test_corruptions
 
     def name(position: int) -> str:
         cut = len(train.kept)
@@ -207,33 +165,10 @@ def load(settings: DataSettings, seed: Seed) -> Loaded:
     return Loaded(
         train=Shard(train_images, torch.from_numpy(rows.labels[train.kept]), raw.classes, normalisation),
         test=Shard(test_images, torch.from_numpy(test_rows.labels[test.kept]), raw.classes, normalisation),
-        train_groups=_groups(rows, train),
-        test_groups=_groups(test_rows, test),
+        train_groups=groups,
+        test_groups=test_groups,
         skipped=train.skipped + test.skipped,
     )
-
-
-def place(settings: DataSettings, wanted: str) -> Path:
-    """``data.path``, which must exist; ``wanted`` says what it should be.
-
-    Raises:
-        InputError: it is not given, or not there.
-    """
-    if settings.path is None:
-        raise InputError(f"data.path is missing: data.source = '{settings.source}' needs {wanted}")
-    return existing(settings.path, "data.path", wanted)
-
-
-def existing(text: str, key: str, wanted: str) -> Path:
-    """The path ``text``, which must exist.
-
-    Raises:
-        InputError: it does not.
-    """
-    path = Path(text).expanduser()
-    if not path.exists():
-        raise InputError(f"{key} = '{text}': there is no such file or folder; it should be {wanted}")
-    return path
 
 
 def checked_labels(values: NDArray[np.generic], where: str) -> NDArray[np.int64]:
@@ -278,6 +213,17 @@ def class_names(
                 f"{len(names)} classes, with the labels 0 to {len(names) - 1}"
             )
     return names
+
+
+def digest(loaded: Loaded) -> str:
+    """SHA-256 of all images, labels, class names and of the normalisation: equal digests, equal data."""
+    result = hashlib.sha256()
+    for shard in (loaded.train, loaded.test):
+        for tensor in (shard.images, shard.labels):
+            result.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+            result.update(torch.as_tensor(tensor).contiguous().numpy().tobytes())
+        result.update(json.dumps([shard.classes, asdict(shard.normalisation)]).encode())
+    return result.hexdigest()
 
 
 def _strata(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -30,7 +30,7 @@ class Health:
         best: smallest loss met on the way (draws differ from step to step).
         pixel_min: smallest and
         pixel_max: largest value at the end, in units of the pixel range (0 … 1 would be an ordinary photograph).
-        rate: the student's learning rate at the end.
+        rate: the student's learning rate at the end; None where there is no student.
         conditioning: cosine between the exact and the truncated gradient at the end; 1 where the two agree, near 0 where the
             student's path is so sensitive that neither is to be trusted far. None where it was not asked for.
         retries: tries beyond the first.
@@ -42,7 +42,7 @@ class Health:
     best: float
     pixel_min: float
     pixel_max: float
-    rate: float
+    rate: float | None
     conditioning: float | None = None
     retries: int = 0
     sick: str | None = None

@@ -10,10 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaxtyping import Float
 from numpy import float32
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from fedstill.data.shard import Shard
 from fedstill.errors import InputError
@@ -21,7 +19,7 @@ from fedstill.models.architecture import Architecture, Network
 from fedstill.models.files import load_model
 from fedstill.models.layers import halvings
 from fedstill.seeds import Seed
-from fedstill.train import predict
+from fedstill.train import embed
 
 __all__ = ["Space", "model_space", "pixel_space", "random_space"]
 
@@ -89,20 +87,8 @@ def model_space(path: Path, like: Shard, *, name: str, device: str = "cpu", allo
     return Space(name, lambda shard: through(replace(shard, normalisation=classifier.normalisation)))
 
 
-class _Trunk(nn.Module):
-    """A network without its classifier."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, inputs: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        return self.network.features(inputs)
-
-
 def _through(network: Network, device: str) -> Callable[[Shard], NDArray[float32]]:
-    trunk = _Trunk(network)
-    return lambda shard: predict(trunk, shard, device=device).numpy()
+    return lambda shard: embed(network, shard, device=device).numpy()
 
 
 def _shape(sides: tuple[int, ...]) -> str:

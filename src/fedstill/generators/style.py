@@ -21,10 +21,10 @@ from fedstill.errors import InputError
 from fedstill.generators.pixels import Latent
 from fedstill.seeds import Seed
 
-__all__ = ["Dense", "StyleGenerator", "StyleOptions", "leaky", "unit"]
+__all__ = ["SIZES", "Dense", "StyleGenerator", "StyleOptions", "leaky", "unit"]
 
 _EPS = 1e-8
-_SIZES = (16, 20, 24, 28, 32)
+SIZES = (16, 20, 24, 28, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,9 @@ class StyleOptions:
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise InputError(f"a style prior has 1 or 3 channels, not {self.channels}: set data.channels")
-        if self.size not in _SIZES:
+        if self.size not in SIZES:
             raise InputError(
-                f"a style prior has a size of {', '.join(map(str, _SIZES))} pixels, not {self.size}: set data.size"
+                f"a style prior has a size of {', '.join(map(str, SIZES))} pixels, not {self.size}: set data.size"
             )
 
     @property

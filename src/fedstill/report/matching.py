@@ -19,8 +19,10 @@ __all__ = ["failures", "matching"]
 _MANY = 10  # sick clients, from which a reader opens the warnings
 
 _SAY = (
-    "End: what is left of the way from the server’s model to the client’s when the distillation ends (1: no nearer than doing "
-    "nothing). Agreement: cosine between the exact and the truncated gradient; near 1 both can be trusted, near 0 neither far. "
+    "End: the matching loss when the distillation ends. Where trajectories are matched it is what is left of the way from the "
+    "server’s model to the client’s (1: no nearer than doing nothing); where distributions are, the squared distance between "
+    "class means, which has no such scale. Agreement: cosine between the exact and the truncated gradient; near 1 both can be "
+    "trusted, near 0 neither far. "
     "Rate: the student’s learning rate at the end. Pixels: smallest and largest value, where 0 to 1 is an ordinary photograph."
 )
 
