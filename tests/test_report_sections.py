@@ -263,7 +263,7 @@ def test_networks_of_one_name_are_told_apart(tmp_path: Path) -> None:
     table = grid(page(*write_comparison(tmp_path, made, seeds=(0,))), "results")
     assert table.head == ("Method", "convnet (depth 3)", "convnet (depth 5)", "convnet5")
     known = {row[0].text: [cell.value is not None for cell in row[1:]] for row in table.rows}
-    assert known == {"FedAvg": [True, True, False], "FedDGM": [True, False, True], "fedprox": [False, False, True]}
+    assert known == {"FedAvg": [True, True, False], "FedDGM": [True, False, True], "FedProx": [False, False, True]}
 
 
 def test_what_clients_train_is_not_taken_for_what_a_server_trains(tmp_path: Path) -> None:

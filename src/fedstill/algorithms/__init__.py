@@ -15,6 +15,7 @@ class Entry:
     """One method of the table.
 
     Attributes:
+        title: its name in its paper.
         factory: import string of the algorithm's dataclass.
         summary: one line for ``fedstill list``.
         fixed: fields that make it this method; the user cannot set them.
@@ -23,6 +24,7 @@ class Entry:
         starter: fields that ``fedstill init`` writes otherwise than their defaults, because those alone would not do.
     """
 
+    title: str
     factory: str
     summary: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -34,55 +36,70 @@ class Entry:
 ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
     {
         "fedavg": Entry(
-            "fedstill.algorithms.averaging:FedAvg", "weighted mean of the clients' models (McMahan et al. 2017)"
+            "FedAvg",
+            "fedstill.algorithms.averaging:FedAvg",
+            "weighted mean of the clients' models (McMahan et al. 2017)",
         ),
         "centralised": Entry(
+            "Centralised",
             "fedstill.algorithms.averaging:FedAvg",
             "control: all data pooled on one site, the ceiling",
             pooled=True,
         ),
         "fedprox": Entry(
+            "FedProx",
             "fedstill.algorithms.fedprox:FedProx",
             "FedAvg whose clients are held near what they received (Li et al. 2020)",
         ),
         "fednova": Entry(
+            "FedNova",
             "fedstill.algorithms.fednova:FedNova",
             "FedAvg of mean gradients, where clients take different numbers of steps (Wang et al. 2020)",
         ),
         "scaffold": Entry(
+            "SCAFFOLD",
             "fedstill.algorithms.scaffold:Scaffold",
             "control variates against the drift of clients (Karimireddy et al. 2020)",
             starter=MappingProxyType({"lr": 0.1}),  # the step that FedAvg's 0.01 is with its momentum of 0.9
         ),
-        "fedavgm": Entry("fedstill.algorithms.fedopt:FedAvgM", "FedAvg with momentum at the server (Hsu et al. 2019)"),
+        "fedavgm": Entry(
+            "FedAvgM", "fedstill.algorithms.fedopt:FedAvgM", "FedAvg with momentum at the server (Hsu et al. 2019)"
+        ),
         "fedadam": Entry(
+            "FedAdam",
             "fedstill.algorithms.fedopt:FedAdam",
             "FedAvg with Adam at the server (Reddi et al. 2021)",
             starter=MappingProxyType({"server_lr": 0.03}),
         ),
         "moon": Entry(
+            "MOON",
             "fedstill.algorithms.contrast:MOON",
             "FedAvg whose features stay near the global model's, off the client's last (Li et al. 2021)",
         ),
         "fedproto": Entry(
+            "FedProto",
             "fedstill.algorithms.contrast:FedProto",
             "FedAvg whose features stay near shared class means, which classify too (Tan et al. 2022)",
         ),
         "vhl": Entry(
+            "VHL",
             "fedstill.algorithms.vhl:VHL",
             "FedAvg with virtual classes of noise that all clients share (Tang et al. 2022)",
         ),
         "feddm": Entry(
+            "FedDM",
             "fedstill.algorithms.sharing:FedDM",
             "clients distil by distribution matching around the received weights and send images (Xiong et al. 2023)",
             distils=True,
         ),
         "feddgm": Entry(
+            "FedDGM",
             "fedstill.algorithms.feddgm:FedDGM",
             "the server distils every client's update through a generator's latents (Jia et al. 2024)",
             distils=True,
         ),
         "prioronly": Entry(
+            "PriorOnly",
             "fedstill.algorithms.feddgm:FedDGM",
             "control: FedDGM with no distillation step, what the generator alone gives",
             fixed=MappingProxyType({"distill_steps": 0}),

@@ -179,7 +179,10 @@ def _drive(
     if last_word and not quiet and not as_json:
         models = done.out / MODELS
         best = f" (those of round {done.selected_round}, the best on the clients' validation images: {models / BEST})"
-        typer.echo(f"done: models in {models}{best if (models / BEST).is_dir() else ''}, page {done.report}", err=True)
+        where = f"models in {models}{best if (models / BEST).is_dir() else ''}"
+        # a method may leave each client with a network of its own, and the server with none
+        said = where if done.accuracy else "no model is the server's"
+        typer.echo(f"done: {said}, page {done.report}", err=True)
     return done
 
 

@@ -16,7 +16,6 @@ from fedstill.report.runs import Row, Run
 
 __all__ = ["APART", "Group", "Point", "flatten", "gather", "running", "settings", "summarise", "title"]
 
-_TITLES = {"fedavg": "FedAvg", "feddgm": "FedDGM", "prioronly": "PriorOnly", "centralised": "Centralised"}
 
 APART = ("seed", "name", "rounds", "engine", "output", "evaluate", "published")
 """What may differ between two runs of one group: none of it changes what is computed, but the seed."""
@@ -143,7 +142,8 @@ def _repeated(again: Path, first: Path) -> str:
 
 def title(run: Run) -> str:
     """The method's name as a reader knows it; the run's own where the experiment cannot be read."""
-    return _TITLES.get(run.method, run.method.rpartition(":")[2]) or run.name
+    known = ALGORITHMS.get(run.method)
+    return (known.title if known else run.method.rpartition(":")[2]) or run.name
 
 
 def summarise(values: Sequence[float]) -> Point:

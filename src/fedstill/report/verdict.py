@@ -42,6 +42,8 @@ def verdict(groups: Sequence[Group]) -> str:
     roles = {group.label: role for group in groups if (role := client_model(group))}
     scored = [group for group in groups if group.label in roles]
     if not scored:
+        if any(run.rows for group in groups for run in group.runs):
+            return "No network of the server’s has been scored; what clients score on their own images stands below."
         return "No round has been scored yet, so there is no result to state."
     shared = _commonest(scored, stage)
     everywhere, scored = scored, [group for group in scored if stage(group) == shared]
