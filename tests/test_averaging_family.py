@@ -323,7 +323,7 @@ def test_fedadam_is_its_formula():
         w, m, v = found[0].groups["model"][name].numpy().astype(np.float64), 0.0, 0.01**2
         for state, step in zip(found[1:], steps, strict=True):
             m = 0.7 * m + 0.3 * step[name]
-            v = 0.9 * v + 0.1 * m**2
+            v = 0.9 * v + 0.1 * step[name] ** 2
             w = w + 0.1 * m / (np.sqrt(v) + 0.01)
             np.testing.assert_allclose(state.groups["model"][name].numpy(), w, rtol=1e-4, atol=1e-5)
 
@@ -365,6 +365,13 @@ def test_a_round_in_which_nothing_can_be_used_leaves_the_state(kind):
     state = states(algorithm)[-1].state
     outcome = algorithm.aggregate(state, iter([Reply("c00", Bundle())]), DESK)
     assert outcome.state.to_bytes() == state.to_bytes()
+
+
+def test_a_count_beyond_all_counting_is_none():
+    algorithm = FedAvg(world=WORLD, **LOCAL)
+    state = algorithm.init(["c00"], DESK)
+    outcome = algorithm.aggregate(state, iter([moved(state, "c00", 0.1, examples=1e308)]), DESK)
+    assert "examples, which is no count" in outcome.failures[0].reason
 
 
 def test_what_a_method_needs_beyond_the_model_is_looked_at_too():

@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pydantic import TypeAdapter
 
+from fedstill.data import blurs
 from fedstill.data.blurs import centre_zoom, smeared
 from fedstill.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from fedstill.data.sources import DataSettings, Loaded, digest, load
@@ -142,6 +143,11 @@ def test_a_smear_moves_along_its_direction() -> None:
     assert smear[16].sum() == pytest.approx(1)
     assert smear[16, 4:17].min() > 0
     assert smear[16, 17:].max() == 0
+
+
+def test_zooms_are_as_many_as_in_the_published_ranges() -> None:
+    ends = (1.06, 1.11, 1.16, 1.21, 1.26)
+    assert tuple(len(np.arange(1, end, 0.01)) for end in ends) == blurs._ZOOM
 
 
 def test_zoom_by_one_is_nothing_and_by_more_keeps_the_centre() -> None:

@@ -213,6 +213,14 @@ def test_batches_with_noise_are_drawn_image_by_image():
     assert sum(sizes) / len(sizes) == pytest.approx(10, abs=1)
 
 
+def test_a_batch_with_noise_may_be_empty():
+    images, labels = make_images([0])
+    matcher = make((40, 2, 2), batch=1, noise=Noise(clip=1.0, multiplier=1.0), augmentation=DSA)
+    seeds = [SEED.at(number) for number in range(12)]
+    assert any(len(matcher._batch_rows(0, seed.at("real", 0))) == 0 for seed in seeds)
+    assert all(math.isfinite(matcher.loss(images, labels, 0.0, seed)) for seed in seeds)
+
+
 def test_what_steps_cost():
     assert zcdp(1000, 100.0) == pytest.approx(0.05)
     # Bun and Steinke's conversion, by hand: 0.05 + 2 sqrt(0.05 ln 1e5)

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 from scipy.io import savemat
 
 from fedstill.cli import invoke
+from fedstill.data import originals
 from fedstill.data import prepare as module
 from fedstill.data.corruptions import CORRUPTIONS
 from fedstill.data.prepare import MANIFEST, RECIPES, Recipe, Written, prepare, recipe
@@ -124,6 +125,12 @@ def test_cifar10_mistakes(tmp_path: Path) -> None:
     truncated = tmp_path / "t.tar.gz"
     truncated.write_bytes(short.read_bytes()[:2000])
     fails("cannot be read as a tar archive", "cifar10", truncated, out)
+
+
+def test_a_batch_of_no_batch_s_size_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(originals, "_MOST_BATCH", 3073)
+    source = tarball(tmp_path / "big.tar.gz", [("test_batch.bin", bytes(6146))])
+    fails("test_batch.bin has 6146 bytes, far more than a batch", "cifar10", source, tmp_path / "out")
 
 
 # idx
@@ -251,6 +258,11 @@ def test_cifar10c_takes_one_severity_and_keeps_a_picture_on_one_side(tmp_path: P
     assert loaded.test.labels[:2].tolist() == [8, 9]
     np.save(source / "fog.npy", np.array([{}], dtype=object))
     fails("fog.npy cannot be read as plain numbers", "cifar10c", source, tmp_path / "other")
+    endless = io.BytesIO()
+    np.lib.format.write_array_header_1_0(endless, {"descr": "|u1", "fortran_order": False, "shape": (10**30,)})
+    for damaged in (b"PK\x03\x04 no archive", endless.getvalue(), b"\x93NUMPY\x01\x00\x04\x00{(((", b""):
+        (source / "fog.npy").write_bytes(damaged)
+        fails("fog.npy cannot be read as plain numbers", "cifar10c", source, tmp_path / "other")
     np.save(source / "fog.npy", np.zeros((50, 32, 32), np.uint8))
     fails(r"holds uint8 \(50, 32, 32\)", "cifar10c", source, tmp_path / "other")
     (source / "fog.npy").unlink()

@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -157,16 +158,34 @@ class Processes:
         # "2*n_jobs": a thousand clients must not wait as a thousand pickled messages
         parallel = Parallel(n_jobs=self.workers, return_as="generator", pre_dispatch="2*n_jobs")
         call = delayed(partial(_in_worker, self.threads, function))
-        for result, peak, spent in parallel(call(item) for item in items):
+        with _born_deaf():  # workers are started here, where they are missing
+            outcomes = parallel(call(item) for item in items)
+        for result, peak, spent in outcomes:
             self.peak = max(self.peak, peak)
             self.cpu_seconds += spent
             yield result
 
 
+@contextmanager
+def _born_deaf() -> Iterator[None]:
+    """Processes that are started meanwhile never hear a Ctrl-C, which reaches every process of a terminal.
+
+    The main one alone answers it, and ends its workers. A worker that heard it would die with a traceback, or be missed with
+    a warning. It has to be born so: what it could say for itself comes after its first second. For these milliseconds the main
+    process is deaf as well.
+    """
+    if threading.current_thread() is not threading.main_thread():  # who alone may say what a signal does
+        yield
+        return
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, heard)
+
+
 def _in_worker(threads: int, function: Callable[[Any], Any], item: Any) -> tuple[Any, int, float]:
     began = time.process_time()
-    # Ctrl-C reaches every process of the terminal; the main one alone answers it, and ends the workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     prepare(threads)
     result = function(item)
     return result, peak_memory() or 0, time.process_time() - began

@@ -12,9 +12,10 @@ Symbols: β ``server_momentum``, η ``server_lr``, v ``optimiser:velocity``. β 
 
 FedAdam (Reddi et al., *Adaptive Federated Optimization*, ICLR 2021, Algorithm 2, FedAdam's lines):
 
-    m_t = β₁ m_{t−1} + (1 − β₁) Δ,     v_t = β₂ v_{t−1} + (1 − β₂) m_t²,     w_{t+1} = w_t + η m_t / (√v_t + τ)
+    m_t = β₁ m_{t−1} + (1 − β₁) Δ,     v_t = β₂ v_{t−1} + (1 − β₂) Δ²,     w_{t+1} = w_t + η m_t / (√v_t + τ)
 
-from m = 0 and v = τ². There is no correction of the start, and v is of the smoothed step m: both as the paper has it.
+from m = 0 and v = τ². There is no correction of the start, as in the paper. v is of the step itself, as in its
+published version; earlier preprints have m_t² there.
 Symbols: β₁ ``beta1``, β₂ ``beta2``, τ ``tau``, η ``server_lr``, m ``optimiser:first``, v ``optimiser:second``. The algorithm is
 written with a plain mean over clients; here, as in FedAvg, clients count by their images.
 
@@ -46,7 +47,7 @@ class FedAvgM:
 
     world: World
     server_momentum: Annotated[
-        float, Field(ge=0, lt=1, description="beta, kept over rounds [paper: 0.9; it tries 0 to 0.997]")
+        float, Field(ge=0, lt=1, description="beta, kept over rounds [paper: best of 0 to 0.997]")
     ] = 0.9
     server_lr: Annotated[float, Field(gt=0, description="step size along the velocity [paper: 1]")] = 1.0
     epochs: Epochs = 20
@@ -135,8 +136,9 @@ class FedAdam:
         model = dict(outcome.state.groups["model"])
         for name, before in state.groups[_FIRST].items():
             start = state.groups["model"][name]
-            m = self.beta1 * before.double() + (1 - self.beta1) * _step(start, model[name])
-            v = self.beta2 * second[name].double() + (1 - self.beta2) * m.square()
+            step = _step(start, model[name])
+            m = self.beta1 * before.double() + (1 - self.beta1) * step
+            v = self.beta2 * second[name].double() + (1 - self.beta2) * step.square()
             model[name] = (start.double() + self.server_lr * m / (v.sqrt() + self.tau)).to(start.dtype)
             first[name], second[name] = m.to(start.dtype), v.to(start.dtype)
         state = state.put(model=model, **{_FIRST: first, _SECOND: second})

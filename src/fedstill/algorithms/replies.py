@@ -11,6 +11,9 @@ from fedstill.rounds import Failure, Reply
 
 __all__ = ["MISFIT", "Mean", "Sieve"]
 
+MOST = 2.0**53
+"""Largest count that is taken: float64 has every whole number up to here, and sums of weights stay finite."""
+
 MISFIT = "its reply holds no {group} of the names, shapes and types that were sent"
 
 
@@ -52,7 +55,7 @@ class Sieve:
         self, replies: Iterable[Reply], like: Mapping[str, Group], *, counts: Iterable[str] = ("examples",)
     ) -> None:
         """``like``: groups that a reply must hold, each with the names, shapes and types of the one here.
-        ``counts``: numbers that a reply must hold, each whole and at least 1."""
+        ``counts``: numbers that a reply must hold, each whole and from 1 to 2^53."""
         self._replies = replies
         self._like = like
         self._counts = tuple(counts)
@@ -71,7 +74,7 @@ class Sieve:
             count = reply.bundle.numbers.get(name)
             if count is None:
                 return f"its reply does not say its number of {name}"
-            if count < 1 or not float(count).is_integer():
+            if not 1 <= count <= MOST or not float(count).is_integer():
                 return f"its reply says that it has {count} {name}, which is no count"
         for name, group in self._like.items():
             if not _fits(reply.bundle.groups.get(name, {}), group):

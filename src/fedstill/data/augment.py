@@ -101,8 +101,10 @@ class Augmentation:
 def apply(images: Float[Tensor, "n c h w"], drawn: Drawn) -> Float[Tensor, "n c h w"]:
     """Augmented images: the same for the same ``drawn``, on any device and in any floating type.
 
-    Differentiable with respect to ``images``, any number of times.
+    Differentiable with respect to ``images``, any number of times. No image is an answer too.
     """
+    if len(images) == 0:  # which PyTorch's affine grid refuses
+        return images
     for name in drawn.operations:
         images = _APPLY[name](images, drawn.parameters[name].to(images.device))
     return images

@@ -30,7 +30,8 @@ _GAUSSIAN = (0.4, 0.6, 0.7, 0.8, 1.0)  # sigma
 _DEFOCUS = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))  # radius, sigma of the rim
 _GLASS = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))  # sigma, rounds of scattering
 _MOTION = ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))  # radius, sigma
-_ZOOM = (6, 11, 16, 21, 26)  # hundredths of zoom: 1.00, 1.01, …, this one not reached
+# zooms by 1.00, 1.01, …: as many as the published ranges have, of which rounding lengthens the first two by one
+_ZOOM = (7, 12, 16, 21, 26)
 
 
 def soften(image: Image, sigma: float) -> Image:

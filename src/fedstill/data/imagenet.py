@@ -91,7 +91,8 @@ SUBSETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
     }
 )
-"""WordNet id → class name, in the order of FedDGM's lists (Jia et al., ECCV 2024); "Bengal" there is the tiger cat."""
+"""WordNet id → class name. Five are in the order of FedDGM's lists (Jia et al., ECCV 2024), whose "Bengal" is the tiger cat;
+imagenette is fast.ai's."""
 
 _WANTED = "an ImageNet folder with train and val, each with a folder a class, named by WordNet id"
 
