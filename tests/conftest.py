@@ -1,5 +1,14 @@
-"""Set up as a run is: one thread, malloc tuned, telemetry off."""
+"""Set up as a run is: one thread, malloc tuned, telemetry off. The same examples in every run of the properties."""
+
+import os
+
+from hypothesis import settings
 
 from fedstill.runtime import prepare
+
+# a change is judged by what it changes; HYPOTHESIS_PROFILE=explore looks further
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 prepare(threads=1)

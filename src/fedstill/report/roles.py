@@ -9,6 +9,7 @@ from typing import Any
 from fedstill.report.groups import Group, Point
 
 __all__ = [
+    "ROUNDING",
     "STAGE",
     "baseline",
     "ceiling",
@@ -83,10 +84,16 @@ def ceiling(group: Group, groups: Sequence[Group]) -> Group | None:
     return next(same, pooled[0] if pooled else None)
 
 
+ROUNDING = 1e-9
+"""Far below what is shown, far above what adding and dividing loses."""
+
+
 def differ(one: Point, other: Point) -> bool:
     """Whether two accuracies differ by more than their spread; else they are *level*: their bands touch.
 
     A band is mean ± sample standard deviation over seeds. Where there is one seed, it is not known and counts as nothing;
     a difference below the last digit that is shown is none.
     """
-    return abs(one.mean - other.mean) > max((one.spread or 0.0) + (other.spread or 0.0), 0.0005)
+    spread = (one.spread or 0.0) + (other.spread or 0.0)
+    # bands that just touch must not part by a rounding
+    return abs(one.mean - other.mean) > max(spread, 0.0005) + ROUNDING

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from fedstill.report.families import shown, varied
 from fedstill.report.groups import Group, Point, settings
-from fedstill.report.roles import STAGE, client_model, differ, network, network_title, stage, table
+from fedstill.report.roles import ROUNDING, STAGE, client_model, differ, network, network_title, stage, table
 from fedstill.report.words import listed, percent, points
 
 __all__ = ["NEAR", "verdict"]
@@ -164,4 +164,4 @@ def _compared(alone: Point, distilled: Point) -> str:
         return LEVEL
     if gain > 0:
         return BETTER
-    return ALMOST if gain >= -NEAR else LESS
+    return ALMOST if gain >= -NEAR - ROUNDING else LESS
