@@ -19,23 +19,6 @@ def sentence(*runs: Path) -> str:
     return verdict(groups).replace(GAP, " ")
 
 
-@pytest.fixture
-def comparison(tmp_path: Path) -> list[Path]:
-    runs = []
-    for seed, shift in enumerate((-0.01, 0.0, 0.01)):
-        curves = {
-            "feddgm": {"surrogate": [0.5, 0.7, 0.84], "resnet18": [0.4, 0.6, 0.7]},
-            "fedavg": {"global": [0.3, 0.5, 0.64]},
-            "prioronly": {"surrogate": [0.5, 0.5, 0.5], "resnet18": [0.69, 0.69, 0.69]},
-            "centralised": {"global": [0.9, 0.95, 0.97]},
-        }
-        for method, its in curves.items():
-            moved = {name: [value + shift for value in curve] for name, curve in its.items()}
-            folder = tmp_path / f"{method}-{seed}"
-            runs.append(write_run(folder, method=method, seed=seed, curves=moved, matching=method == "feddgm"))
-    return runs
-
-
 def test_verdict_names_the_leader_and_the_ceiling(comparison: list[Path]) -> None:
     said = sentence(*comparison)
     assert said.startswith(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from fedstill.evaluate.networks import named, read_choice
 from fedstill.experiment import Experiment, Parts
 from fedstill.files import numbered, round_stem, write_json
 from fedstill.folder import EVALUATION, EXPERIMENT, PARTITION
+from fedstill.metrics import plain
 from fedstill.models.choice import Choice
 from fedstill.rounds import Desk, serial
 from fedstill.runtime import Processes, pick_device, prepared
@@ -237,7 +237,7 @@ def _fresh(
                 "seed": each.seed,
                 "accuracy": each.scores.accuracy,
                 "balanced_accuracy": each.scores.balanced_accuracy,
-                "calibration_error": _plain(each.scores.calibration_error),
+                "calibration_error": plain(each.scores.calibration_error),
             }
             for each in results
         ],
@@ -269,7 +269,3 @@ def _space(run: Path, parts: Parts, asked: Asked, device: str) -> Space:
             f"--features {asked.features}: there is no such file, and no feature space of that name; {hint}"
         )
     return model_space(path, like, name=path.name, device=device, allow_import=asked.allow_import)
-
-
-def _plain(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

@@ -21,7 +21,7 @@ from fedstill.rounds import Engine, Failure, Round
 from fedstill.runtime import Processes, peak_memory
 from fedstill.scores import Scores
 
-__all__ = ["Measured", "measure", "metrics_row", "reason"]
+__all__ = ["Measured", "measure", "metrics_row", "plain", "reason"]
 
 
 def reason(failure: Failure) -> str:
@@ -146,8 +146,8 @@ def metrics_row(
         ],
         **({} if theory is None else {"theory": asdict(theory)}),
     }
-    plain: dict[str, Any] = _plain(_joined(row, figures, ""))
-    return plain
+    line: dict[str, Any] = plain(_joined(row, figures, ""))
+    return line
 
 
 def _model_figures(models: Mapping[str, Scores]) -> dict[str, Any]:
@@ -200,12 +200,12 @@ def _joined(own: Mapping[str, Any], given: Mapping[str, Any], where: str) -> dic
     return {**own, **given}
 
 
-def _plain(value: Any) -> Any:
-    """As JSON has it."""
+def plain(value: Any) -> Any:
+    """As JSON has it: tensors and arrays as lists, null for a number that is not finite."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, Tensor | np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value

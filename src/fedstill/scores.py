@@ -15,7 +15,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
 from fedstill.bundle import Group
-from fedstill.data.shard import Shard
+from fedstill.data.shard import Shard, hard_labels
 from fedstill.errors import InputError
 from fedstill.train import predict
 
@@ -139,7 +139,7 @@ def score(network: nn.Module, shard: Shard, *, device: str = "cpu") -> Scores:
     A probability that is no number, of a network whose weights are no longer usable, makes the calibration error NaN.
     """
     logits = predict(network, shard, device=device).double()
-    labels = (shard.labels if shard.labels.dim() == 1 else shard.labels.argmax(1)).cpu()
+    labels = hard_labels(shard.labels).cpu()
     classes = len(shard.classes)
     guesses = logits.argmax(1)
     confidence = logits.softmax(1).amax(1)

@@ -43,7 +43,7 @@ from pydantic import Field
 from fedstill.algorithms.averaging import BatchSize, Decay, Epochs, FedAvg, Momentum, Norms, Rate
 from fedstill.algorithms.replies import Sieve
 from fedstill.bundle import Bundle, Group
-from fedstill.data.shard import Shard
+from fedstill.data.shard import Shard, hard_labels
 from fedstill.losses import model_contrast, prototype_distance
 from fedstill.models.architecture import Network
 from fedstill.models.heads import LinearHead, linear_head
@@ -184,7 +184,7 @@ class FedProto:
         means, known = prototypes["means"].to(device), prototypes["known"].to(device)
 
         def term(batch: Batch) -> torch.Tensor:
-            labels = batch.labels if batch.labels.dim() == 1 else batch.labels.argmax(1)
+            labels = hard_labels(batch.labels)
             return self.weight * prototype_distance(batch.features, labels, means, known)
 
         return term
@@ -195,7 +195,7 @@ def _class_means(network: Network, shard: Shard, device: str) -> Group:
 
     A soft label counts for its largest entry.
     """
-    labels = shard.labels if shard.labels.dim() == 1 else shard.labels.argmax(1)
+    labels = hard_labels(shard.labels)
     counts = torch.tensor(shard.histogram())
     held = {
         label: embed(network, shard.take((labels == label).nonzero()[:, 0]), device=device).double().mean(0)

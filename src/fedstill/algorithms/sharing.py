@@ -45,7 +45,7 @@ from fedstill.algorithms.replies import Sieve
 from fedstill.algorithms.union import Course, DistilledSet, global_networks, keep, study
 from fedstill.bundle import Bundle, Group
 from fedstill.data.augment import Augmentation
-from fedstill.data.shard import Shard
+from fedstill.data.shard import Shard, hard_labels
 from fedstill.distill.canvas import Canvas, Strokes
 from fedstill.distill.distribution import (
     DistributionMatcher,
@@ -331,7 +331,7 @@ def _health(numbers: Mapping[str, float], synthetic: Shard) -> Health | None:
 
 def _rows(real: Shard, classes: Sequence[int], each: int, seed: Seed) -> Tensor:
     """``each`` rows of every class, without repetition where there are as many, else each in turn."""
-    hard = real.labels if real.labels.dim() == 1 else real.labels.argmax(1)
+    hard = hard_labels(real.labels)
     generator = seed.torch()
     chosen = []
     for label in classes:

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from fedstill.algorithms.averaging import BatchSize, Decay, Epochs, FedAvg, Momentum, Norms, Rate
 from fedstill.bundle import Bundle
-from fedstill.data.shard import Shard
+from fedstill.data.shard import Shard, hard_labels
 from fedstill.generators.virtual import virtual_images
 from fedstill.losses import supervised_contrast
 from fedstill.models.heads import LinearHead, linear_head
@@ -156,7 +156,7 @@ class VHL:
             classes = virtual.labels[rows]
             features = batch.network.features(virtual.inputs(rows))
             told_apart = classification_loss(batch.network.classify(features), self._classes + classes)
-            labels = batch.labels if batch.labels.dim() == 1 else batch.labels.argmax(1)
+            labels = hard_labels(batch.labels)
             matched = supervised_contrast(
                 torch.cat([batch.features, features.detach()]),
                 torch.cat([labels, classes]),

@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-__all__ = ["Normalisation", "Shard"]
+__all__ = ["Normalisation", "Shard", "hard_labels"]
+
+
+def hard_labels(labels: Shaped[Tensor, "n *classes"]) -> Int[Tensor, " n"]:
+    """Classes: labels that are hard already, or the largest entry of soft ones, [n, classes]."""
+    return labels if labels.dim() == 1 else labels.argmax(1)
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,7 @@ class Shard:
 
     def histogram(self) -> list[int]:
         """Images a class (soft labels count for their largest entry)."""
-        hard = self.labels if self.labels.dim() == 1 else self.labels.argmax(1)
-        return torch.bincount(hard, minlength=len(self.classes)).tolist()
+        return torch.bincount(hard_labels(self.labels), minlength=len(self.classes)).tolist()
 
     @staticmethod
     def join(shards: Sequence[Shard]) -> Shard:

@@ -46,7 +46,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from fedstill.data.augment import Augmentation, Drawn, apply
-from fedstill.data.shard import Shard
+from fedstill.data.shard import Shard, hard_labels
 from fedstill.distill.canvas import Canvas, Pull, distill
 from fedstill.distill.health import Health
 from fedstill.errors import RunError
@@ -321,7 +321,7 @@ def epsilon(rho: float, delta: float) -> float:
 
 def _rows(labels: Shaped[Tensor, "n *classes"]) -> dict[int, Tensor]:
     """Rows of each class that occurs, classes in order."""
-    hard = labels if labels.dim() == 1 else labels.argmax(1)
+    hard = hard_labels(labels)
     return {label: (hard == label).nonzero().flatten() for label in torch.unique(hard).tolist()}
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float64
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedstill.bundle import Bundle, Group
-from fedstill.data.shard import Shard
+from fedstill.data.shard import Shard, hard_labels
 from fedstill.models.architecture import Network
 from fedstill.rounds import Trained, World
 
@@ -134,9 +134,7 @@ def _pull(world: World, weights: Group, shards: Sequence[Shard], device: str) ->
 
 
 def _hard(shard: Shard) -> Shard:
-    if shard.labels.dim() == 1:
-        return shard
-    return Shard(shard.images, shard.labels.argmax(1), shard.classes, shard.normalisation)
+    return replace(shard, labels=hard_labels(shard.labels))
 
 
 def _angle(one: Tensor, other: Tensor) -> tuple[float | None, float, float]:
