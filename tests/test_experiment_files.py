@@ -10,14 +10,20 @@ from typing import Any
 
 import pytest
 
+from fedstill.data.shard import Normalisation
 from fedstill.errors import InputError
 from fedstill.experiment import Experiment
+from fedstill.models.architecture import Architecture
+from fedstill.rounds import Desk, World
+from fedstill.seeds import Seed
 from fedstill.sweep import Cell, read
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
 FEDDGM = EXPERIMENTS / "feddgm"
+LAPTOP = FEDDGM / "laptop"
 PAPER = sorted(FEDDGM.glob("*.toml"))
+SMALL = sorted(LAPTOP.glob("*.toml"))
 TABLES = ("table1.toml", "table2.toml", "table3.toml")
 
 
@@ -58,7 +64,7 @@ def test_what_a_comment_names_is_there(path: Path) -> None:
         assert (ROOT / file).is_file() or (path.parent / file).is_file(), file
 
 
-@pytest.mark.parametrize("path", PAPER, ids=named)
+@pytest.mark.parametrize("path", PAPER + SMALL, ids=named)
 def test_the_comment_counts_the_runs(path: Path) -> None:
     stated = re.search(r"(\d+) runs\b", comment(path))
     assert stated is not None
@@ -105,7 +111,7 @@ def test_the_networks_are_the_papers() -> None:
     assert found == {2: 233_610, 3: 320_010, 4: 452_490, 5: 596_490}
 
 
-@pytest.mark.parametrize("path", [FEDDGM / name for name in TABLES], ids=named)
+@pytest.mark.parametrize("path", [folder / name for folder in (FEDDGM, LAPTOP) for name in TABLES], ids=named)
 def test_clients_and_server_train_the_same_networks(path: Path) -> None:
     clients = {cell.experiment.model.title: cell.experiment.model.flat() for cell in labelled(path, "fedavg")}
     server = labelled(path, "feddgm")[0].experiment.algorithm.options.global_models
@@ -133,6 +139,8 @@ def test_an_ablation_goes_through_the_first_table(path: Path) -> None:
     [
         (FEDDGM / "table1-controls.toml", FEDDGM / "table1.toml"),
         (FEDDGM / "imagenet-controls.toml", FEDDGM / "table3.toml"),
+        (LAPTOP / "table1-controls.toml", LAPTOP / "table1.toml"),
+        (LAPTOP / "table2-controls.toml", LAPTOP / "table2.toml"),
     ],
     ids=named,
 )
@@ -184,3 +192,63 @@ def test_with_another_generator_it_begins(name: str) -> None:
     pixels = ["algorithm.generator=pixels", "algorithm.space=pixels", "algorithm.global_models=[]"]
     cell = next(cell for cell in read([FEDDGM / name], settings=pixels) if cell.label == "feddgm")
     begin(cell.experiment, 32 if name == "table1.toml" else 128)
+
+
+# --- laptop ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SMALL, ids=named)
+def test_a_laptops_file_says_how_long_it_takes(path: Path) -> None:
+    assert re.search(r"[Ll]ongest run: about \d+ min", comment(path))
+    assert re.search(r"all of them: about [\d.]+ (?:min|h)", comment(path))
+
+
+@pytest.mark.parametrize("path", SMALL, ids=named)
+def test_a_laptops_file_claims_no_published_number(path: Path) -> None:
+    for cell in cells(path):
+        assert not cell.experiment.published.accuracy
+        assert getattr(cell.experiment.algorithm.options, "generator", "pixels") in ("pixels", "digits")
+    assert {cell.seed for cell in cells(path)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("path", SMALL, ids=named)
+def test_a_laptops_networks_are_small(path: Path) -> None:
+    size = cells(path)[0].experiment.data.size or 32
+    assert isinstance(size, int)
+    models = {cell.experiment.model.title: cell.experiment.model for cell in cells(path)}
+    assert all(parameters(model, size) < 500_000 for model in models.values())
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(FEDDGM.glob("ablation-*.toml"))] + list(TABLES))
+def test_everything_of_the_paper_has_a_laptops_version(name: str) -> None:
+    paper, small = FEDDGM / name, LAPTOP / name
+    assert {cell.label for cell in cells(paper)} <= {cell.label for cell in cells(small)}
+    if name != "table3.toml":  # which has other data sets instead of the subsets
+        assert set(cells(paper)[0].setting) == set(cells(small)[0].setting)
+
+
+# --- parts -------------------------------------------------------------------------------------------------------------
+
+
+def at(path: Path, alpha: float) -> list[Cell]:
+    return [cell for cell in cells(path) if cell.experiment.partition.alpha == alpha]
+
+
+def labelled(path: Path, label: str) -> list[Cell]:
+    return [cell for cell in cells(path) if cell.label == label]
+
+
+def architecture(name: str, options: Any, size: int) -> Architecture:
+    return Architecture(name=name, channels=3, size=(size, size), classes=10, options=options, key="model")
+
+
+def parameters(choice: Any, size: int) -> int:
+    network = architecture(choice.name, choice.options, size).build(Seed.root(0))
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def begin(experiment: Experiment, size: int) -> None:
+    """What a run does before it asks its first client."""
+    model = architecture(experiment.model.name, experiment.model.options, size).resolved()
+    world = World(model, tuple("0123456789"), Normalisation((0.5,) * 3, (0.25,) * 3))
+    experiment.algorithm.build(world).init(("a",), Desk(Seed.root(0)))

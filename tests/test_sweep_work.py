@@ -51,14 +51,14 @@ epochs = 2
 lr = 0.1
 batch = 16
 [sweep]
-seeds = [0, 1]
+seeds = [0]
 [[sweep.methods]]
 algorithm = { name = "fedavg" }
 [[sweep.methods]]
 algorithm = { name = "fedprox", mu = 0.1 }
 """
 
-NAMES = ("fedavg-0", "fedprox-0", "fedavg-1", "fedprox-1")
+NAMES = ("fedavg-0", "fedprox-0")
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def finished(tmp_path_factory):
     """A folder with a sweep of one cell, whose run was made in this process."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.toml").write_text(SWEEP)
-    (cell,) = read([folder / "tiny.toml"], seeds=[0])[:1]
+    cell, _ = read([folder / "tiny.toml"])
     drive(cell.experiment, out=folder / "out" / cell.name)
     return folder / "out", cell
 
@@ -247,17 +247,16 @@ def test_a_cell_is_the_run_of_its_experiment_to_the_bit(file, straight, tmp_path
     assert record["cpu_seconds"] > sum(line["cpu_seconds"] for line in record["cells"])
     page = (out / "report.html").read_text()
     assert "FedProx" in page
-    assert "2 seeds" in page
 
     # again: nothing is run; with more rounds, every cell goes on
     metrics = {name: (out / name / "metrics.jsonl").read_bytes() for name in NAMES}
     assert invoke(["sweep", str(file), "--out", str(out)]) == 0
     heard = capsys.readouterr()
-    assert heard.err.splitlines()[0] == f"4 cells, 4 of them finished before, in {out}"
-    assert heard.err.splitlines()[1].startswith("done: 4 cells in ")
+    assert heard.err.splitlines()[0] == f"2 cells, 2 of them finished before, in {out}"
+    assert heard.err.splitlines()[1].startswith("done: 2 cells in ")
     assert metrics == {name: (out / name / "metrics.jsonl").read_bytes() for name in NAMES}
     ears = Ears()
-    done = work(read([file], settings=["rounds=4"], seeds=[0]), out, hear=ears)
+    done = work(read([file], settings=["rounds=4"]), out, hear=ears)
     assert sorted(ears.begun) == [("fedavg-0", 3), ("fedprox-0", 3)]
     assert sorted(ears.rows) == [("fedavg-0", 4), ("fedprox-0", 4)]
     assert [each.rounds for each in done.ended] == [4, 4]
@@ -269,24 +268,20 @@ def test_a_cell_is_the_run_of_its_experiment_to_the_bit(file, straight, tmp_path
 @pytest.mark.slow
 def test_a_cell_that_fails_stops_no_other_and_is_tried_again(file, tmp_path, capsys):
     out = tmp_path / "out"
-    command = ["sweep", str(file), "--out", str(out), "--seeds", "0", "--vary", "algorithm.lr=0.1,1e30", "--jobs", "2"]
-    command += ["--set", "rounds=1"]
+    file.write_text(SWEEP.partition("[[sweep")[0].replace("[algorithm]", '[algorithm]\nname = "fedavg"'))
+    command = ["sweep", str(file), "--out", str(out), "--vary", "algorithm.lr=0.1,1e30", "--set", "rounds=1"]
     assert invoke(command) == 1
-    said = capsys.readouterr().err.splitlines()
-    failed = [line for line in said if line.startswith("fedstill: ")]
-    assert len(failed) == 3
-    for line, name in zip(failed, ("fedavg-lr1e+30-0", "fedprox-lr1e+30-0"), strict=False):
-        log = out / "logs" / f"{name.replace('+', '_')}.log"
-        assert line.startswith(f"fedstill: {log.stem}: no client gave a usable reply in round 1")
-        assert line.endswith(f"its log is {log}")
-        assert "no client gave a usable reply" in log.read_text()
-    assert failed[-1] == "fedstill: 2 of 4 cells failed; the others are kept, and the same command tries it again"
+    *_, failed, last = capsys.readouterr().err.splitlines()
+    log = out / "logs" / "fedavg-lr1e_30-0.log"
+    assert failed.startswith(f"fedstill: {log.stem}: no client gave a usable reply in round 1")
+    assert failed.endswith(f"its log is {log}")
+    assert "no client gave a usable reply" in log.read_text()
+    assert last == "fedstill: 1 of 2 cells failed; the others are kept, and the same command tries it again"
     record = json.loads((out / "sweep.json").read_text())
-    assert [line["state"] for line in record["cells"]] == ["finished", "failed"] * 2
+    assert [line["state"] for line in record["cells"]] == ["finished", "failed"]
     assert (out / "report.html").exists()
     assert invoke(command) == 1
-    again = capsys.readouterr().err.splitlines()
-    assert again[0] == f"4 cells, 2 of them finished before, in {out}"
+    assert capsys.readouterr().err.splitlines()[0] == f"2 cells, 1 of them finished before, in {out}"
 
 
 @pytest.mark.slow
@@ -298,7 +293,7 @@ def test_a_defect_leaves_its_traceback_in_the_log(file, tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     file.write_text(SWEEP + '[[sweep.methods]]\nalgorithm = { name = "broken:Broken" }\n')
-    cells = [cell for cell in read([file], seeds=[0]) if cell.label == "Broken"]
+    cells = [cell for cell in read([file]) if cell.label == "Broken"]
     (ended,) = work(cells, tmp_path / "out", jobs=1).failed
     assert ended.why == "KeyError: 'no'"
     log = ended.log.read_text()
@@ -325,7 +320,7 @@ def test_a_killed_cell_is_said_and_goes_on_the_next_time(file, straight, tmp_pat
                 os.kill(child._child.pid, signal.SIGKILL)
 
     out = tmp_path / "out"
-    cells = read([file], seeds=[0])
+    cells = read([file])[:1]
     done = work(cells, out, jobs=2, hear=Killer())
     (failed,) = done.failed
     assert failed.cell.name == "fedavg-0"
@@ -386,13 +381,13 @@ def test_cells_of_a_killed_sweep_are_soon_gone(file, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("turn", range(4))
+@pytest.mark.parametrize("turn", range(2))
 def test_ctrl_c_at_any_moment_then_the_same_command(turn, file, straight, tmp_path):
     out = tmp_path / "out"
     # a terminal sends it to every process of its foreground; the cells are not among them
     process = subprocess.Popen(command(file, out), stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for((out / ".cells").exists, process)
-    time.sleep(random.Random(turn).uniform(0, 12))
+    time.sleep(random.Random(turn).uniform(0, 8))
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1]
@@ -411,13 +406,11 @@ def test_ctrl_c_at_any_moment_then_the_same_command(turn, file, straight, tmp_pa
 @pytest.mark.slow
 def test_dry_run_tells_and_writes_nothing(file, tmp_path, capsys):
     out = tmp_path / "out"
-    assert invoke(["sweep", str(file), "--out", str(out), "--dry-run", "--json"]) == 0
+    file.write_text(SWEEP.partition("[[sweep")[0].replace("[algorithm]", '[algorithm]\nname = "fedavg"'))
+    assert invoke(["sweep", str(file), "--out", str(out), "--seeds", "0,1", "--dry-run", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["cells"], told["finished"]) == (4, 0)
-    assert [(item["name"], item["cells"], item["rounds"]) for item in told["items"]] == [
-        ("fedavg", 2, 6),
-        ("fedprox", 2, 6),
-    ]
+    assert (told["cells"], told["finished"]) == (2, 0)
+    assert [(item["name"], item["cells"], item["rounds"]) for item in told["items"]] == [("fedavg", 2, 6)]
     assert 0 < told["longest"] <= told["seconds"]
     assert told["plan"]["need"] == max(item["memory"] for item in told["items"]) > 10_000_000
     assert not out.exists()
@@ -453,7 +446,7 @@ def test_lines_and_board_tell_how_far_a_sweep_is(file, tmp_path, capsys):
     from rich.console import Console
 
     now = 0.0
-    first, second, *_ = cells = read([file])
+    first, second, *_ = cells = read([file], seeds=[0, 1])
     lines = CellLines(clock=lambda: now)
     console = Console(width=80, force_terminal=True)
     board = CellBoard(console, clock=lambda: now)
@@ -473,7 +466,7 @@ def test_lines_and_board_tell_how_far_a_sweep_is(file, tmp_path, capsys):
         f"4 cells, 1 of them finished before, in {tmp_path}",
         "2 cells at a time: the machine has 2 cores",
         "fedavg-0 begins, 3 rounds",
-        "  at work: fedavg-0 in round 2/3  (about 39 s left)",
+        "  at work: fedavg-0 round 2/3  (about 39 s left)",
     ]
     whole, cell = board.bars()
     assert (whole.label, whole.text) == ("1/4 cells", "61 s, ~39 s left")

@@ -78,6 +78,9 @@ class _Words:
     def say(self, text: str) -> None:
         typer.echo(text, err=True)
 
+    def measuring(self, cell: Cell) -> None:
+        self.say(f"estimating the memory of a cell, from {cell.name}")
+
     def opening(self, opening: Opening) -> None:
         self._count(opening.tally)
         kept = f", {len(opening.kept)} of them finished before" if opening.kept else ""
@@ -87,7 +90,7 @@ class _Words:
 
     def begins(self, cell: Cell, *, done: int) -> None:
         rounds = cell.experiment.rounds
-        self._paces[cell.name] = Pace.open(self._clock(), (), rounds)
+        self._paces[cell.name] = Pace()
         after = f"goes on after round {done} of {rounds}" if done else f"begins, {rounds} {_rounds(rounds)}"
         self.say(f"{cell.name} {after}")
 
@@ -143,7 +146,7 @@ class CellLines(_Words):
         now = self._clock()
         if not self._paces or now - self._said < self._quiet:
             return
-        at_work = [f"{name} in round {_number(pace)}/{pace.until}" for name, pace in dict(self._paces).items()]
+        at_work = [f"{name} {_at_work(pace)}" for name, pace in dict(self._paces).items()]
         left = self._left(now)
         self.say(f"  at work: {', '.join(at_work)}" + (f"  (about {seconds_text(left)} left)" if left else ""))
 
@@ -182,7 +185,7 @@ class CellBoard(_Words):
             Bar(f"{over}/{tally.total} cells", (over + parts) / tally.total, f"{spent}, {left}" if left else spent)
         ]
         for name, pace in paces.items():
-            left = left_text(pace.left(now))
+            left = left_text(pace.left(now)) if pace.number <= pace.until else ""
             words = [_at_work(pace), left] if left else [_at_work(pace)]
             lines.append(Bar(name, _share(pace), ", ".join(words)))
         return lines
@@ -193,6 +196,8 @@ class _Machine:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
+
+    def measuring(self, cell: Cell) -> None: ...
 
     def opening(self, opening: Opening) -> None:
         for ended in opening.kept:
@@ -244,15 +249,13 @@ def _end(ended: Ended) -> str:
     return "  ".join([ended.cell.name, *scores, seconds_text(ended.seconds)])
 
 
-def _number(pace: Pace) -> int:
-    return min(pace.number, pace.until)
-
-
 def _share(pace: Pace) -> float:
-    return min(1.0, (pace.number - 1) / pace.until)
+    return min(1.0, (pace.number - 1) / pace.until) if pace.until else 0.0
 
 
 def _at_work(pace: Pace) -> str:
+    if not pace.until:
+        return "reading data, building networks"
     if pace.number > pace.until:
         return "writing models and page"
     words = f"round {pace.number}/{pace.until}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import statistics
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,8 @@ class _AtWork:
     cell: Cell
     process: Process
     began: float
-    done: int  # rounds of this sitting
+    opened: float = 0.0  # when its data were read
+    done: int = 0  # rounds of this sitting
     left: float | None = None  # seconds, as the cell saw it at ``told``
     told: float = 0.0
     peak: int = 0
@@ -60,6 +62,7 @@ class Crew:
     ended: dict[str, Ended]
     _at_work: dict[str, _AtWork] = field(default_factory=dict)
     _took: dict[str, tuple[Cell, float]] = field(default_factory=dict)  # seconds a round, by cell
+    _overheads: list[float] = field(default_factory=list)  # seconds from a process's begin to its first round
     _heard: queue.SimpleQueue[Heard] = field(default_factory=queue.SimpleQueue)
     _need: int | None = None
     _held_back: bool = False
@@ -118,7 +121,7 @@ class Crew:
             hear=self._heard,
             keeps=self.keeps,
         )
-        self._at_work[cell.name] = _AtWork(cell, process, time.monotonic(), done=0)
+        self._at_work[cell.name] = _AtWork(cell, process, time.monotonic())
         self.hear.begins(cell, done=held.rounds)
 
     def _hear(self, name: str, message: Mapping[str, Any]) -> Ended | None:
@@ -127,6 +130,8 @@ class Crew:
         cell = at_work.cell
         match message["event"]:
             case "opening":
+                at_work.opened = time.monotonic()
+                self._overheads.append(at_work.opened - at_work.began)
                 self.hear.rounds(cell, message["rows"], message["until"])
             case "progress":
                 self.hear.progress(cell, message["phase"], message["done"], message["total"])
@@ -148,7 +153,7 @@ class Crew:
         at_work.left, at_work.told = left, now
         at_work.peak = max(at_work.peak, row["peak_memory"] or 0)
         self._need = max(self._need or 0, at_work.peak) or None
-        self._took[at_work.cell.name] = (at_work.cell, (now - at_work.began) / at_work.done)
+        self._took[at_work.cell.name] = (at_work.cell, (now - at_work.opened) / at_work.done)
         self.hear.row(at_work.cell, row, left=left, tally=self.tally())
 
     def _end(self, at_work: _AtWork, code: int) -> Ended:
@@ -183,7 +188,9 @@ class Crew:
     def _whole(self, cell: Cell) -> float | None:
         """Seconds of all the rounds that are left of a cell that has not begun."""
         a_round = expected(cell, self._took)
-        return None if a_round is None else a_round * (cell.experiment.rounds - self.held[cell.name].rounds)
+        overhead = statistics.fmean(self._overheads) if self._overheads else 0.0
+        left = cell.experiment.rounds - self.held[cell.name].rounds
+        return None if a_round is None else overhead + a_round * left
 
 
 def outcome(

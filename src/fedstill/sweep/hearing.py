@@ -59,7 +59,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Opening:
-    """What is heard first.
+    """What is heard before the first cell begins.
 
     Attributes:
         out: folder of the sweep.
@@ -78,6 +78,9 @@ class Opening:
 
 class Listener(Protocol):
     """Hears how a sweep goes; all of it in the thread that runs the sweep. It must not raise."""
+
+    def measuring(self, cell: Cell) -> None:
+        """How much memory a cell takes is estimated, from this one; before the opening, where it is not known."""
 
     def opening(self, opening: Opening) -> None: ...
 
@@ -101,6 +104,8 @@ class Listener(Protocol):
 
 class Deaf:
     """The listener that hears nothing."""
+
+    def measuring(self, cell: Cell) -> None: ...
 
     def opening(self, opening: Opening) -> None: ...
 

@@ -144,6 +144,7 @@ def _plan(todo: Sequence[Cell], held: dict[str, Held], jobs: int | None, hear: L
     chosen = plan_for(todo, jobs=jobs, need=need)
     if need is not None or jobs is not None or chosen.jobs == 1:
         return chosen
+    hear.measuring(todo[0])
     try:
         need = estimate(as_run(todo[0].experiment, chosen.jobs))["memory"]
     except FedstillError as error:
