@@ -115,7 +115,7 @@ def test_a_folder_without_a_run_is_refused_unless_it_is_to_be_waited_for(written
     run = tmp_path / "a"
     assert invoke(["watch", str(run)]) == 2
     assert capsys.readouterr().err == (
-        f"fedstill: {run} holds no run: there is no experiment.toml in it; --wait waits for it to begin\n"
+        f"fedstill: {run} holds no run: there is no experiment.toml in it, nor in a folder there; --wait waits for it to begin\n"
     )
     sleep, _ = steps(lambda: None, lambda: write_run(run))
     monkeypatch.setattr(time, "sleep", sleep)
