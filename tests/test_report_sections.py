@@ -218,7 +218,7 @@ def test_an_accuracy_that_some_seeds_never_reach_has_no_mean(tmp_path: Path) -> 
 # --- several settings ----------------------------------------------------------------------------------------------------
 
 
-def test_results_have_a_column_for_each_setting_and_network(tmp_path: Path) -> None:
+def test_several_settings_and_networks_are_rows_under_each_setting(tmp_path: Path) -> None:
     made = {
         f"{method}{alpha}": Made(
             method=method,
@@ -229,18 +229,16 @@ def test_results_have_a_column_for_each_setting_and_network(tmp_path: Path) -> N
         for method in ("fedavg", "feddgm", "centralised")
     }
     table = grid(page(*write_comparison(tmp_path, made)), "results")
-    assert table.head == (
-        "Method",
-        "alpha 0.1: convnet",
-        "alpha 0.1: resnet18",
-        "alpha 0.5: convnet",
-        "alpha 0.5: resnet18",
-    )
-    assert [row[0].text for row in table.rows] == ["FedAvg", "FedDGM", "Centralised"]
-    assert [[cell.text == "–" for cell in row[1:]] for row in table.rows] == [
-        [False, True, False, True],
-        [False, False, False, False],
-        [False, True, False, True],
+    assert table.head == ("Setting", "Method", "convnet", "resnet18")
+    assert table.grouped
+    rows = ["FedAvg", "FedDGM", "Centralised, ceiling"]
+    assert [[cell.text for cell in row[:2]] for row in table.rows] == [
+        [alpha, row] for alpha in ("alpha 0.5", "alpha 0.1") for row in rows
+    ]
+    assert [[cell.text == "–" for cell in row[2:]] for row in table.rows] == 2 * [
+        [False, True],
+        [False, False],
+        [False, True],
     ]
 
 

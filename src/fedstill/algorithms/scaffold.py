@@ -8,8 +8,8 @@
 Symbols: x, y ``model``; c, Δc ``control``; η_l ``lr``, η_g ``server_lr``, N ``clients`` (all there are, not the cohort). c_i and
 c begin at zero. Clients count equally, however many images they hold: the paper's objective is their plain mean. Where sizes
 are very unequal that is another objective than FedAvg's, and a client of ten images moves the model as far as one of a thousand:
-``weighting = "examples"`` puts n_i / Σ_S n_i for both 1 / |S|. c is then the mean of the c_i by images where all clients take part,
-and near it where some do.
+``weighting = "examples"`` puts n_i / Σ_S n_i for both 1 / |S|. c is then the mean of the c_i by images where all clients take
+part, and near it where some do.
 
 The correction is the loss term ⟨c − c_i, y⟩, whose gradient it is. Decay is then part of the loss and of the controls, as it
 should be. Momentum ρ, which the paper does not have, smooths the correction with the gradient; K steps then add up ‖a‖₁
