@@ -474,3 +474,14 @@ def test_a_cells_experiment_is_its_files(write):
     (cell,) = read([file])
     assert cell.experiment == Experiment.read(file)
     assert tomllib.loads(cell.experiment.to_toml()) == tomllib.loads(file.read_text())
+
+
+def test_the_documented_file_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text()
+    (tmp_path / "sweep.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
+    cells = read([tmp_path / "sweep.toml"])
+    assert len(cells) == (2 * 2 + 2) * 3
+    assert "fedavg-alpha0.5-resnet18-0" in {cell.name for cell in cells}
+    assert [cell.name for cell in cells if cell.experiment.published.accuracy] == [
+        f"fedavg-alpha0.5-{network}-{seed}" for seed in (0, 1, 2) for network in ("convnet", "resnet18")
+    ]
