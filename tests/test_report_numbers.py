@@ -438,9 +438,7 @@ def test_where_methods_are_few_what_clients_reached_stands_beside_what_they_held
     made = build([read_run(folder) for name in names for folder in folders if folder.name.startswith(f"{name}-")])
     table = next(table for table in grids(made) if table.key == "holdings-1")
     wanted = []
-    for held, (client, source, ours, base, alone) in zip(
-        truth._holdings(0), truth._reached(0, names), strict=True
-    ):
+    for held, (client, source, ours, base, alone) in zip(truth._holdings(0), truth._reached(0, names), strict=True):
         assert held[0] == client
         wanted.append([*held, source, ours, base, alone, ours - base, alone - base])
     check(table, wanted)
@@ -462,7 +460,11 @@ def test_the_best_is_marked_where_it_is_ahead_by_more_than_the_spread(page: Page
         if table.key not in ("results", "fresh-networks"):
             continue
         for column in range(1, len(table.head)):
-            cells = [row[column] for row in table.rows if not row[0].text.startswith("Centralised") and row[column].tone != "mute"]
+            cells = [
+                row[column]
+                for row in table.rows
+                if not row[0].text.startswith("Centralised") and row[column].tone != "mute"
+            ]
             ranked = sorted(
                 (cell for cell in cells if cell.value is not None), key=lambda cell: -float(cell.value or 0)
             )

@@ -247,6 +247,9 @@ def test_a_cell_is_the_run_of_its_experiment_to_the_bit(file, straight, tmp_path
     assert record["cpu_seconds"] > sum(line["cpu_seconds"] for line in record["cells"])
     page = (out / "report.html").read_text()
     assert "FedProx" in page
+    table = (out / "table.md").read_text()
+    assert table.startswith("**Accuracy by method**\n\n| Method | convnet |\n| --- | ---: |\n| FedAvg | ")
+    assert table.count("\n| FedProx | ") == 1
 
     # again: nothing is run; with more rounds, every cell goes on
     metrics = {name: (out / name / "metrics.jsonl").read_bytes() for name in NAMES}
@@ -254,6 +257,7 @@ def test_a_cell_is_the_run_of_its_experiment_to_the_bit(file, straight, tmp_path
     heard = capsys.readouterr()
     assert heard.err.splitlines()[0] == f"2 cells, 2 of them finished before, in {out}"
     assert heard.err.splitlines()[1].startswith("done: 2 cells in ")
+    assert heard.err.endswith(f"; page and table: {out / 'report.html'}, {out / 'table.md'}\n")
     assert metrics == {name: (out / name / "metrics.jsonl").read_bytes() for name in NAMES}
     ears = Ears()
     done = work(read([file], settings=["rounds=4"]), out, hear=ears)

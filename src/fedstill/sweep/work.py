@@ -6,6 +6,7 @@ What is left in the folder of a sweep:
     logs/<cell>.log    what a cell wrote that is no result: the traceback of a failure, warnings
     report.html        the page of all runs
     sweep.json         the cells with their state, and what the whole has taken
+    table.md           the table of results
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fedstill.sweep.state import Held, check_files, look, refresh
 
 __all__ = ["Done", "work"]
 
+TABLE = "table.md"
 CELLS = ".cells"
 """The lock that every cell's process holds until it ends: those of a killed sweep are waited for."""
 
@@ -112,10 +114,12 @@ def work(cells: Sequence[Cell], out: str | Path, *, jobs: int | None = None, hea
             with closing(crew.work()) as ending:
                 for _ in ending:
                     write()
-            page = _page(cells, out)
+            begun = _publish(cells, out)
         finally:
             spent = write()
-    return Done(out, tuple(crew.ended[cell.name] for cell in cells), page, None, spent.wall, spent.cpu)
+    ended = tuple(crew.ended[cell.name] for cell in cells)
+    page, table = (out / REPORT, out / TABLE) if begun else (None, None)
+    return Done(out, ended, page, table, spent.wall, spent.cpu)
 
 
 def _check(cells: Sequence[Cell], out: Path) -> None:
@@ -153,12 +157,12 @@ def _plan(todo: Sequence[Cell], held: dict[str, Held], jobs: int | None, hear: L
     return plan_for(todo, jobs=jobs, need=need)
 
 
-def _page(cells: Sequence[Cell], out: Path) -> Path | None:
-    """The page of all runs that have begun."""
-    from fedstill.report import write_report  # it draws: matplotlib is slow to import
+def _publish(cells: Sequence[Cell], out: Path) -> bool:
+    """The page and the table of all runs that have begun; whether there is one."""
+    from fedstill.report import write_markdown, write_report  # they draw: matplotlib is slow to import
 
-    runs = [folder for cell in cells if (folder := out / cell.name / EXPERIMENT).exists()]
-    if not runs:
-        return None
-    write_report([run.parent for run in runs], out / REPORT)
-    return out / REPORT
+    runs = [out / cell.name for cell in cells if (out / cell.name / EXPERIMENT).exists()]
+    if runs:
+        write_report(runs, out / REPORT)
+        write_markdown(runs, out / TABLE)
+    return bool(runs)
