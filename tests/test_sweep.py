@@ -413,6 +413,13 @@ def test_words_of_values():
     assert words("model", tables) == ["convnet-depth3", "convnet-depth5", "Wide"]
 
 
+def test_a_name_fits_a_file_system_and_has_no_blank():
+    first, second = apart(["a" * 300, "a" * 299 + "b"], ["my file", "other"])
+    assert max(len(first), len(second)) == 200
+    assert first.startswith("my_file-a")
+    assert second.startswith("other-a")
+
+
 def test_names_are_apart_whatever_the_file_system():
     assert apart(["a", "A", "b"], ["x", "y", "x"]) == ["x-a", "y-A", "b"]
     assert apart(["a", "a"], ["x", "x"]) == ["a", "a-2"]

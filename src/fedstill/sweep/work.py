@@ -24,7 +24,7 @@ from fedstill.sweep.estimate import as_run, estimate
 from fedstill.sweep.grid import Cell
 from fedstill.sweep.hearing import Deaf, Ended, Listener, Opening
 from fedstill.sweep.machine import Plan, plan_for
-from fedstill.sweep.state import Held, check_files, look, refresh
+from fedstill.sweep.state import Held, check_files, check_prior, look, refresh
 
 __all__ = ["Done", "work"]
 
@@ -64,6 +64,7 @@ def work(cells: Sequence[Cell], out: str | Path, *, jobs: int | None = None, hea
 
     A cell that is finished is not run again: only what is published of it is written anew. One that was interrupted goes on,
     and so does one of which more rounds are asked for. A cell that fails does not stop the others; the same call tries it again.
+    One whose prior is missing fails so, which is said before.
 
     Args:
         cells: of :func:`fedstill.sweep.read`.
@@ -74,7 +75,7 @@ def work(cells: Sequence[Cell], out: str | Path, *, jobs: int | None = None, hea
 
     Raises:
         InputError: before anything is run: ``out`` is no folder for a sweep, or another one is at work there; a cell's folder
-            holds a run of other settings; a file or a device is missing.
+            holds a run of other settings; data or a device are missing.
         RunError: the disk refuses a file, or the system a process. What was run is kept.
     """
     out, hear = Path(out), hear or Deaf()
@@ -90,6 +91,7 @@ def work(cells: Sequence[Cell], out: str | Path, *, jobs: int | None = None, hea
         held = {cell.name: look(out / cell.name, cell.experiment) for cell in cells}
         todo = [cell for cell in cells if not held[cell.name].finished]
         _check_all_files(todo)
+        _tell_missing_priors(todo, hear)
         kept = [outcome(cell, out, held[cell.name], kept=True) for cell in cells if held[cell.name].finished]
         for each in kept:
             refresh(each.out, each.cell.experiment, note=hear.note)
@@ -132,14 +134,22 @@ def _check(cells: Sequence[Cell], out: Path) -> None:
 
 
 def _check_all_files(cells: Sequence[Cell]) -> None:
-    first: dict[str, Cell] = {}
     for cell in cells:
-        first.setdefault(repr((cell.experiment.data, cell.experiment.algorithm.options)), cell)
-    for cell in first.values():
         try:
             check_files(cell.experiment)
         except InputError as error:
             raise InputError(f"{cell.name}: {error}") from error
+
+
+def _tell_missing_priors(cells: Sequence[Cell], hear: Listener) -> None:
+    told: set[str] = set()
+    for cell in cells:
+        try:
+            check_prior(cell.experiment)
+        except InputError as error:
+            if str(error) not in told:
+                told.add(str(error))
+                hear.note(f"{error}; cells that need it fail until it is there, the others are run", cell)
 
 
 def _plan(todo: Sequence[Cell], held: dict[str, Held], jobs: int | None, hear: Listener) -> Plan:
