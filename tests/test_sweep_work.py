@@ -228,6 +228,7 @@ def test_a_folder_that_is_none_for_a_sweep(finished, file, tmp_path):
     (tmp_path / "a file").write_text("")
     for folder, sentence in (
         (tmp_path / "a file", "is a file: give a folder with --out"),
+        (tmp_path / ("x" * 300), r"cannot be a folder \(File name too long\): give another --out"),
         (out / cell.name, "holds a run, and a sweep's folder holds a folder a run"),
     ):
         with pytest.raises(InputError, match=sentence):

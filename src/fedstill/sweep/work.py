@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedstill.errors import FedstillError, InputError
-from fedstill.folder import EXPERIMENT, REPORT, locked
+from fedstill.folder import EXPERIMENT, REPORT, check_place, locked
 from fedstill.sweep import record
 from fedstill.sweep.crew import Crew, outcome
 from fedstill.sweep.estimate import as_run, estimate
@@ -127,8 +127,7 @@ def work(cells: Sequence[Cell], out: str | Path, *, jobs: int | None = None, hea
 def _check(cells: Sequence[Cell], out: Path) -> None:
     if not cells:
         raise InputError("a sweep needs at least one cell")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file: give a folder with --out")
+    check_place(out)
     if (out / EXPERIMENT).exists():
         raise InputError(f"{out} holds a run, and a sweep's folder holds a folder a run: give another --out")
 
