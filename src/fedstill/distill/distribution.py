@@ -13,6 +13,9 @@ no synthetic one adds nothing.
 Networks are in evaluation mode and their parameters are fixed: ψ is a function of one image, whatever else is in the batch, and
 no gradient for it is ever formed. Real images leave no graph. All classes go through ψ together, in chunks that suit the device.
 
+Nine tenths of a step are the real images' features. Where ψ is the same at every step (:class:`NearbyNetworks` of radius 0) and
+nothing is augmented, so are they: they are taken once. :mod:`fedstill.distill.looks` is for the case with augmentation.
+
 Differential privacy
 --------------------
 With ``noise``, the real images are looked at through one Gaussian mechanism a class and step, and through nothing else:
@@ -47,15 +50,15 @@ from torch import Tensor
 
 from fedstill.data.augment import Augmentation, Drawn, apply
 from fedstill.data.shard import Shard, hard_labels
-from fedstill.distill.canvas import Canvas, Pull, distill
-from fedstill.distill.health import Health
-from fedstill.errors import RunError
+from fedstill.distill.canvas import Canvas, Pull
+from fedstill.distill.health import Health, descend
 from fedstill.models.architecture import Architecture, Network
 from fedstill.seeds import Seed
 
 __all__ = [
     "DistributionMatcher",
     "FreshNetworks",
+    "Look",
     "NearbyNetworks",
     "Networks",
     "Noise",
@@ -128,6 +131,14 @@ class Noise:
     multiplier: float
 
 
+class Look(NamedTuple):
+    """One draw of a step: the network, and by class the augmentation and the real images' mean."""
+
+    network: Network
+    drawn: Mapping[int, Drawn]
+    wanted: Mapping[int, Float[Tensor, " d"]]
+
+
 class _Part(NamedTuple):
     """Some classes of the synthetic images, and what they are to agree with."""
 
@@ -170,10 +181,14 @@ class DistributionMatcher:
         seed: Seed,
     ) -> Pull:
         """L and its gradient at ``images`` (network inputs); ``rate`` is not used, there is no student."""
+        return self.toward(self.look(images, labels, seed), images, labels)
+
+    def toward(self, look: Look | None, images: Float[Tensor, "n c h w"], labels: Shaped[Tensor, "n *classes"]) -> Pull:
+        """L of one draw, and its gradient at ``images``."""
         images = images.detach()
         d_images = torch.zeros_like(images)
         losses: list[float] = []
-        for part in self._parts(images, labels, seed):
+        for part in self._parts(look, images, labels):
             leaf = images[part.rows].requires_grad_()
             loss = self._miss(leaf, part)
             d_images[part.rows] = torch.autograd.grad(loss, leaf)[0]
@@ -189,25 +204,31 @@ class DistributionMatcher:
         seed: Seed,
     ) -> float:
         """L alone, on the draws that :meth:`pull` would make from ``seed``."""
-        return sum(self._miss(images[part.rows], part).item() for part in self._parts(images, labels, seed))
+        look = self.look(images, labels, seed)
+        return sum(self._miss(images[part.rows], part).item() for part in self._parts(look, images, labels))
 
-    def _parts(self, images: Tensor, labels: Tensor, seed: Seed) -> Iterator[_Part]:
-        synthetic = _rows(labels)
-        classes = [label for label in synthetic if label in self._real]
+    def look(self, images: Float[Tensor, "n c h w"], labels: Shaped[Tensor, "n *classes"], seed: Seed) -> Look | None:
+        """The step's draw for the classes of ``images``; None where no class is on both sides."""
+        classes = [label for label in _rows(labels) if label in self._real]
         if not classes:
-            return
+            return None
         network = self.networks.draw(seed.at("network"))
         size = (images.shape[2], images.shape[3])
         # the siamese form: one choice for all images of a class, on both sides
         drawn = {k: self.augmentation.draw(1, size, seed.at("augment", k).torch()) for k in classes}
-        wanted = self._wanted(network, drawn, images, seed)
-        for group in _groups({k: len(synthetic[k]) for k in classes}, self._chunk(images)):
+        return Look(network, drawn, self._wanted(network, drawn, images, seed))
+
+    def _parts(self, look: Look | None, images: Tensor, labels: Tensor) -> Iterator[_Part]:
+        if look is None:
+            return
+        synthetic = _rows(labels)
+        for group in _groups({k: len(synthetic[k]) for k in look.drawn}, self._chunk(images)):
             yield _Part(
-                network=network,
+                network=look.network,
                 rows=torch.cat([synthetic[k] for k in group]),
                 counts=[len(synthetic[k]) for k in group],
-                drawn=[drawn[k] for k in group],
-                wanted=torch.stack([wanted[k] for k in group]),
+                drawn=[look.drawn[k] for k in group],
+                wanted=torch.stack([look.wanted[k] for k in group]),
             )
 
     def _miss(self, images: Tensor, part: _Part) -> Tensor:
@@ -223,6 +244,8 @@ class DistributionMatcher:
     ) -> dict[int, Float[Tensor, " d"]]:
         """The real side of L, by class."""
         rows = {k: self._batch_rows(k, seed.at("real", k)) for k in drawn}
+        if self._still:
+            return {k: self._features.to(like)[rows[k]].mean(0) for k in drawn}
         batches = [apply(self.real.inputs(rows[k]).to(like), draw) for k, draw in drawn.items()]
         parts = torch.split(torch.cat(batches), self._chunk(like))
         vectors = torch.cat([self._vectors(network, part) for part in parts])
@@ -259,6 +282,20 @@ class DistributionMatcher:
     def _chunk(self, like: Tensor) -> int:
         return self.chunk or (_CPU_CHUNK if like.device.type == "cpu" else _DEVICE_CHUNK)
 
+    @property
+    def _still(self) -> bool:
+        """Whether a real image's ψ is the same at every step."""
+        same = isinstance(self.networks, NearbyNetworks) and self.networks.radius == 0
+        return same and not self.augmentation.operations and self.noise is None
+
+    @cached_property
+    def _features(self) -> Float[Tensor, "n d"]:
+        """ψ of every real image, where it is the same at every step."""
+        network = self.networks.draw(Seed(("still",)))  # of radius 0: no number is drawn
+        like = next(network.parameters())
+        parts = torch.split(torch.arange(len(self.real), device=self.real.images.device), self._chunk(like))
+        return torch.cat([self._vectors(network, self.real.inputs(part).to(like)) for part in parts])
+
     @cached_property
     def _real(self) -> Mapping[int, Tensor]:
         return _rows(self.real.labels)
@@ -288,25 +325,7 @@ def draw_near(
     Raises:
         RunError: the loss is no longer finite.
     """
-    # one draw for both ends: else the networks' luck would pass for progress
-    probe, measured = seed.at("probe"), matcher.noise is None
-    start = best = matcher.loss(canvas.render(), canvas.labels, canvas.rate, probe) if measured else math.inf
-    distilling = distill(canvas, matcher, seed=seed.at("step"))
-    for number in range(steps):
-        loss = next(distilling).loss
-        if not math.isfinite(loss):
-            raise RunError(
-                f"matching diverged, its loss is {loss} at step {number + 1}: use a smaller step size of images"
-            )
-        best = min(best, loss)
-        if progress is not None:
-            progress(number + 1, steps)
-    if not measured:
-        return None
-    images = canvas.render()
-    end = matcher.loss(images, canvas.labels, canvas.rate, probe)
-    pixels = canvas.normalisation.undo(images)
-    return Health(start, end, min(best, end), pixels.min().item(), pixels.max().item(), rate=None)
+    return descend(canvas, matcher, steps=steps, seed=seed, measured=matcher.noise is None, progress=progress)
 
 
 def zcdp(steps: int, multiplier: float) -> float:
