@@ -29,6 +29,8 @@ class Made:
         distils: clients have matching figures.
         tested: every third client keeps no test images; without it, none does.
         evaluated: ``evaluation.json`` is there.
+        skill: about how much accuracy a run gains, over 0.2 at its start.
+        domains: names of clients that hold a domain each, all of which are tested; empty: ``clients`` are numbered.
     """
 
     method: str = "feddgm"
@@ -42,12 +44,18 @@ class Made:
     gradients: bool = False
     tested: bool = True
     evaluated: bool = False
+    skill: float = 0.6
+    domains: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.domains) or [f"c{number:02}" for number in range(self.clients)]
 
 
 def write_full_run(folder: Path, made: Made, *, seed: int = 0) -> Path:
     """A finished run."""
     draw = np.random.default_rng([seed, *folder.name.encode()])
-    clients = [f"c{number:02}" for number in range(made.clients)]
+    clients = made.names
     folder.mkdir(parents=True)
     (folder / "experiment.toml").write_text(_toml(folder.name, made, seed))
     rows = [_row(number, made, clients, draw) for number in range(1, made.rounds + 1)]
@@ -91,12 +99,20 @@ def spoken(page: Page) -> str:
 def _toml(name: str, made: Made, seed: int) -> str:
     tables: dict[str, dict[str, Any]] = {
         "data": {"source": "digits", "size": 16},
-        "partition": {"kind": "dirichlet", "clients": made.clients, "alpha": 0.5, "validation": 0.1, "test": 0.1},
+        "partition": {
+            "kind": "domain" if made.domains else "dirichlet",
+            "clients": made.clients,
+            "alpha": 0.5,
+            "validation": 0.1,
+            "test": 0.1,
+        },
         "model": {"name": "convnet", "depth": 3, "width": 32},
         "algorithm": {"name": made.method},
         "provenance": {"fedstill": "0.1.0", "torch": "2.13.0", "system": "Linux x86_64", "cpu": "Some CPU, 2 cores"},
     }
     for table, values in made.settings.items():
+        if table == "model" and values.get("name", "convnet") != "convnet":
+            tables[table] = {}  # another network has other options
         tables.setdefault(table, {}).update(values)
     # seeds of one experiment have its name
     own = name.rpartition("-")[0] or name
@@ -107,7 +123,7 @@ def _toml(name: str, made: Made, seed: int) -> str:
 
 
 def _row(number: int, made: Made, clients: Sequence[str], draw: np.random.Generator) -> dict[str, Any]:
-    skill = {model: min(0.97, 0.2 + 0.6 * number / made.rounds + 0.15 * draw.random()) for model in made.models}
+    skill = {model: min(0.97, 0.2 + made.skill * number / made.rounds + 0.15 * draw.random()) for model in made.models}
     confusion = {model: _confusion(made, skill[model], draw) for model in made.models}
     row: dict[str, Any] = {
         "round": number,
@@ -154,7 +170,7 @@ def _confusion(made: Made, skill: float, draw: np.random.Generator) -> np.ndarra
 
 
 def _client(index: int, client: str, made: Made, draw: np.random.Generator) -> dict[str, Any]:
-    tested = made.tested and index % 3 != 2
+    tested = made.tested and (bool(made.domains) or index % 3 != 2)
     found: dict[str, Any] = {
         "client": client,
         "examples": int(draw.integers(50, 200)),
@@ -189,15 +205,16 @@ def _client(index: int, client: str, made: Made, draw: np.random.Generator) -> d
 
 def _partition(made: Made, clients: Sequence[str], seed: int) -> dict[str, Any]:
     # the same for every method of a seed, as it is in runs
-    draw = np.random.default_rng([seed, made.clients, made.classes])
-    counts = draw.integers(0, 60, (made.clients, made.classes)) * (draw.random((made.clients, made.classes)) < 0.6)
+    size = (len(clients), made.classes)
+    draw = np.random.default_rng([seed, *size])
+    counts = draw.integers(0, 60, size) * (draw.random(size) < 0.6)
     counts[:, 0] += 1
     return {
-        "kind": "dirichlet",
-        "options": {"alpha": 0.5},
+        "kind": "domain" if made.domains else "dirichlet",
+        "options": {} if made.domains else {"alpha": 0.5},
         "clients": {client: [] for client in clients},
         "histogram": {client: row.tolist() for client, row in zip(clients, counts, strict=True)},
-        "hash": f"{seed:02}{made.clients:04}{made.classes:04}5e884898da28047151d0e56f8dc6",
+        "hash": f"{seed:02}{len(clients):04}{made.classes:04}5e884898da28047151d0e56f8dc6",
         "figures": {},
         "classes": [f"class {number}" for number in range(made.classes)],
     }

@@ -173,9 +173,9 @@ def test_accumulation_is_the_sum_of_the_papers_vector_and_what_sgd_does(rho, ste
 
 @pytest.mark.parametrize(("momentum", "rho", "used"), [(0.0, None, 0.0), (0.9, None, 0.9), (0.9, 0.0, 0.0)])
 def test_fednova_is_its_formula_with_unequal_steps(momentum, rho, used):
-    algorithm = FedNova(world=WORLD, momentum=momentum, rho=rho)
+    algorithm = FedNova(world=WORLD, momentum=momentum, rho=rho, epochs=3, batch=20)
     state = algorithm.init(["a", "b", "c"], DESK)
-    held = {"a": (10, 3), "b": (30, 12), "c": (60, 5)}
+    held = {"a": (10, 3), "b": (30, 6), "c": (60, 9)}
     replies = [moved(state, c, 0.1, examples=n, steps=t) for c, (n, t) in held.items()]
     outcome = algorithm.aggregate(state, iter(replies), DESK)
     norms = {c: sum((1 - used**k) / (1 - used) for k in range(1, t + 1)) for c, (_, t) in held.items()}
@@ -185,8 +185,21 @@ def test_fednova_is_its_formula_with_unequal_steps(momentum, rho, used):
         ends = {reply.client: reply.bundle.groups["model"][name].numpy().astype(np.float64) for reply in replies}
         wanted = x - tau * sum(n / 100 * (x - ends[c]) / norms[c] for c, (n, _) in held.items())
         np.testing.assert_allclose(outcome.state.groups["model"][name].numpy(), wanted, rtol=1e-5, atol=1e-6)
-    assert outcome.figures["clients"]["b"]["steps"] == 12
+    assert not outcome.failures
+    assert outcome.figures["clients"]["b"]["steps"] == 6
     assert outcome.figures["overshoot"] > 1
+
+
+@pytest.mark.parametrize("steps", [1, 5, 7, 10**9])
+def test_fednova_refuses_steps_that_nobody_can_have_taken(steps):
+    """They would move the model for all, through κ."""
+    algorithm = FedNova(world=WORLD, epochs=3, batch=20)
+    state = algorithm.init(["a", "b"], DESK)
+    good, bad = moved(state, "a", 0.1, examples=10, steps=3), moved(state, "b", 0.1, examples=30, steps=steps)
+    outcome = algorithm.aggregate(state, [good, bad], DESK)
+    assert [failure.client for failure in outcome.failures] == ["b"]
+    assert outcome.failures[0].reason == f"its reply says that it took {steps} steps, where 30 examples take 6"
+    assert outcome.state.to_bytes() == algorithm.aggregate(state, [good], DESK).state.to_bytes()
 
 
 def test_fednovas_clients_say_how_many_steps_they_took():

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 import tiny
-from fedstill.cli.console import Lines, _pulse, count_text, reporter
+from fedstill.cli.console import Lines, count_text, pulse, reporter
 from fedstill.cli.live import Board
 from fedstill.cli.pace import Count, Pace
 from fedstill.reporter import Opening, Silent
@@ -189,7 +189,7 @@ def test_quick_rounds_are_one_line_each(capsys):
 
 def test_the_heartbeat_beats_by_itself_and_ends_with_the_run(capsys):
     lines = Lines(quiet=0.0)
-    with _pulse(lines.beat, 0.01):
+    with pulse(lines.beat, 0.01):
         lines.opening(opening())
         lines.progress("local", 1, 4)
         time.sleep(0.1)

@@ -19,9 +19,8 @@ from fedstill.distill.distribution import (
     epsilon,
     zcdp,
 )
-from fedstill.errors import RunError
+from fedstill.errors import InputError, RunError
 from fedstill.generators.pixels import Pixels
-from fedstill.models.architecture import Architecture
 from fedstill.seeds import Seed
 
 ROOT = Seed.root(0)
@@ -159,16 +158,35 @@ def test_a_wide_ball_does_not_stretch_the_draw():
     assert moves.std().item() == pytest.approx(1.0, abs=0.1)
 
 
+BATCHED = replace(ARCHITECTURE, options={"depth": 2, "width": 4, "norm": "batch"})
+
+
 def test_batch_norm_sees_no_other_image():
     """ψ is a function of one image: the pull on a class does not depend on how the rest is packed."""
-    architecture = Architecture(
-        name="convnet", channels=1, size=(16, 16), classes=3, options={"depth": 2, "width": 4, "norm": "batch"}
-    )
-    matcher = make(networks=FreshNetworks(architecture))
-    matcher = replace(matcher, real=replace(matcher.real, images=matcher.real.images.float()))
+    centre = BATCHED.build(ROOT.at("centre")).double()
+    centre(make_real((9, 9, 9)).inputs())  # in training mode: there are running statistics to go by
+    matcher = make(networks=NearbyNetworks(centre, 2.0))
     images, labels = make_images([0, 1, 2, 2])
-    whole, alone = (replace(matcher, chunk=chunk).pull(images.float(), labels, 0.0, SEED) for chunk in (99, 1))
+    whole, alone = (replace(matcher, chunk=chunk).pull(images, labels, 0.0, SEED) for chunk in (99, 1))
     torch.testing.assert_close(whole.d_images, alone.d_images)
+
+
+def test_random_networks_with_batch_norm_are_refused():
+    FreshNetworks(ARCHITECTURE).check()
+    with pytest.raises(InputError, match=r"'convnet' has BatchNorm, which has seen no image .*networks = 'ball'"):
+        FreshNetworks(BATCHED).check()
+
+
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_float32_in_whatever_layout_is_the_formula(norm):
+    """Real images go through in the layout that is fastest."""
+    architecture = replace(ARCHITECTURE, options={"depth": 2, "width": 8, "norm": norm})
+    matcher = make(networks=NearbyNetworks(architecture.build(ROOT.at("centre")), 1.0), augmentation=DSA)
+    matcher = replace(matcher, real=replace(matcher.real, images=matcher.real.images.float()))
+    images, labels = make_images([2, 0, 1, 2])
+    leaf = images.float().requires_grad_()
+    (wanted,) = torch.autograd.grad(by_formula(matcher, leaf, labels, SEED), leaf)
+    assert relative(matcher.pull(images.float(), labels, 0.0, SEED).d_images, wanted) < 1e-4
 
 
 def test_noise_of_nothing_is_clipping_and_a_large_clip_is_nothing():

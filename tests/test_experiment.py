@@ -64,7 +64,10 @@ WRONG = [
     ({"cohort": 0}, "cohort = 0: must be above 0"),
     ({"cohort": 1.5}, "cohort = 1.5: must be above 0; a fraction such as 0.5 is at most 1.0"),
     ({"cohort": "all"}, "cohort = 'all': must be a fraction"),
-    ({"sweep": {"seed": [0, 1]}}, "sweep: no such key"),
+    (
+        {"sweep": {"seeds": [0, 1]}},
+        "[sweep] makes several experiments of this file: they are run with  fedstill sweep",
+    ),
 ]
 
 
@@ -166,7 +169,11 @@ def test_an_error_in_a_file_names_the_file(tmp_path):
 
 def test_published_figures_are_written_only_where_there_are_some():
     assert "[published]" not in starter("feddgm").to_toml()
-    table = {"source": 'FedDGM, "Table 1"', "accuracy": {"resnet18": 0.737, "ConvNet 5": 1}}
+    table = {
+        "source": 'FedDGM, "Table 1"',
+        "accuracy": {"resnet18": 0.737, "ConvNet 5": 1},
+        "clients": {"MNIST": 0.971, "average": 0.9},
+    }
     experiment = Experiment.from_table({"published": table})
     text = experiment.to_toml()
     assert tomllib.loads(text)["published"] == table

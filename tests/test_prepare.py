@@ -133,6 +133,41 @@ def test_a_batch_of_no_batch_s_size_is_not_unpacked(tmp_path: Path, monkeypatch:
     fails("test_batch.bin has 6146 bytes, far more than a batch", "cifar10", source, tmp_path / "out")
 
 
+def test_links_and_far_places_in_an_archive_are_nothing(tmp_path: Path) -> None:
+    """No member is written anywhere, and a link is no batch."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(3073))
+    source = tmp_path / "links.tar.gz"
+    with tarfile.open(source, "w:gz") as archive:
+        for kind, name in ((tarfile.SYMTYPE, "data_batch_1.bin"), (tarfile.LNKTYPE, "b/data_batch_2.bin")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, str(secret)
+            archive.addfile(link)
+        far = tarfile.TarInfo("../../escaped/test_batch.bin")
+        far.size = 3073
+        archive.addfile(far, io.BytesIO(bytes(3073)))
+    fails("lacks data_batch_1.bin", "cifar10", source, tmp_path / "out")
+    assert not list(tmp_path.parent.rglob("escaped"))
+
+
+@pytest.mark.parametrize("packing", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_an_archive_that_unpacks_to_too_much_is_left(
+    packing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(originals, "_MOST_TAR", 2**16)
+    source = tmp_path / "bomb.tar"
+    with tarfile.open(source, packing) as archive:
+        stuffing = tarfile.TarInfo("stuffing")
+        stuffing.size = 2**22
+        archive.addfile(stuffing, io.BytesIO(bytes(stuffing.size)))
+    fails("unpacks to more than 65536 bytes", "cifar10", source, tmp_path / "out")
+    # what tarfile reads for itself is no way around it
+    endless = tarfile.TarInfo("x")
+    endless.type, endless.size = tarfile.GNUTYPE_LONGNAME, 2**33
+    source.write_bytes(gzip.compress(endless.tobuf(tarfile.GNU_FORMAT) + bytes(2**22)))
+    fails("unpacks to more than 65536 bytes", "cifar10", source, tmp_path / "out")
+
+
 # idx
 
 
@@ -189,7 +224,7 @@ def test_idx_mistakes(tmp_path: Path) -> None:
 # SVHN, USPS
 
 
-def test_svhn(tmp_path: Path) -> None:
+def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = DRAW.integers(0, 256, (32, 32, 3, 12), np.uint8)
     for split in ("train", "test"):
         savemat(tmp_path / f"{split}_32x32.mat", {"X": images, "y": np.array([10, 1, 9] * 4)[:, None]})
@@ -205,6 +240,17 @@ def test_svhn(tmp_path: Path) -> None:
     ):
         savemat(tmp_path / "test_32x32.mat", members)
         fails(match, "svhn", tmp_path, tmp_path / "other")
+    whole = (tmp_path / "train_32x32.mat").read_bytes()
+    (tmp_path / "test_32x32.mat").write_bytes(whole[: len(whole) // 2])
+    fails("cannot be read as SVHN's X and y", "svhn", tmp_path, tmp_path / "other")
+    savemat(tmp_path / "test_32x32.mat", {"X": images, "y": np.ones(12)}, do_compression=True)
+    monkeypatch.setattr(originals, "_MOST_DIGITS", 11)
+    fails(
+        r"train_32x32.mat .*X \(32, 32, 3, 12\) and y \(12, 1\) are more than 11 images",
+        "svhn",
+        tmp_path,
+        tmp_path / "other",
+    )
     (tmp_path / "test_32x32.mat").write_bytes(b"MATLAB 5.0 MAT-file" + b"\x07" * 200)
     fails("cannot be read as SVHN's X and y", "svhn", tmp_path, tmp_path / "other")
     (tmp_path / "test_32x32.mat").unlink()
@@ -318,6 +364,26 @@ def test_interrupted_work_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.Mo
     for each in whole:
         assert (out / each.file).read_bytes() == (tmp_path / "whole" / each.file).read_bytes()
     assert len(back(out).train) == 20
+
+
+def test_originals_that_have_changed_are_noticed(tmp_path: Path) -> None:
+    for label in ("ill", "well"):
+        for row in range(3):
+            picture(tmp_path / "in" / label / f"{row}.png", 40 * row)
+    out = tmp_path / "out"
+    run("folder", tmp_path / "in", out)
+    (tmp_path / "in" / ".cache").touch()
+    assert [each.kept for each in run("folder", tmp_path / "in", out)] == [True]
+    picture(tmp_path / "in" / "ill" / "0.png", 77)  # as many as before, and of another content
+    with pytest.raises(InputError, match=r"originals have changed since --out .* was begun: give another folder"):
+        run("folder", tmp_path / "in", out)
+    source = idx_folder(tmp_path / "idx", packed=False)
+    run("mnist", source, source)  # where originals and outcome share a folder
+    assert all(each.kept for each in run("mnist", source, source))
+    images = source / "t10k-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1] + b"7")
+    with pytest.raises(InputError, match="originals have changed"):
+        run("mnist", source, source)
 
 
 def test_the_manifest_says_what_there_is(tmp_path: Path) -> None:

@@ -55,6 +55,15 @@ def test_options_keep_the_contract(options):
     check_algorithm(FedDM, SMALL | options | {"global_models": models})
 
 
+@pytest.mark.parametrize("networks", ["random", "random_first"])
+def test_random_networks_with_batch_norm_are_refused_before_a_client_works(networks):
+    batched = replace(WORLD.architecture, options={**WORLD.architecture.options, "norm": "batch"})
+    algorithm = FedDM(world=replace(WORLD, architecture=batched), **SMALL, networks=networks)
+    with pytest.raises(InputError, match="BatchNorm, which has seen no image"):
+        algorithm.init(["c00"], DESK)
+    replace(algorithm, networks="ball").init(["c00"], DESK)
+
+
 def test_a_client_sends_images_of_the_classes_it_holds():
     labels = tiny_sites()["c00"].train.labels
     _, _, reply, _ = one_client((labels != 1).nonzero().flatten())

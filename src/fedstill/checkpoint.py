@@ -22,7 +22,7 @@ from fedstill.bundle import Bundle
 from fedstill.errors import InputError
 from fedstill.files import numbered, round_stem, write_bytes, write_json
 
-__all__ = ["Best", "Record", "best", "best_state", "newest", "save"]
+__all__ = ["Best", "Record", "best", "best_state", "differences", "newest", "save"]
 
 KEPT = 2
 BEST = "best"
@@ -134,18 +134,20 @@ def _read(folder: Path, stem: str) -> tuple[Record, Bundle] | str:
 
 def _check(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
     wanted = json.loads(json.dumps(dict(wanted)))
-    different = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
-    if different:
-        told = ", ".join(
-            f"{key} (there {_brief(found.get(key))}, here {_brief(wanted.get(key))})" for key in different[:3]
-        )
-        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+    if told := differences(found, wanted):
         raise InputError(
-            f"{folder} holds the checkpoint of another experiment: {told}{more} differ; "
+            f"{folder} holds the checkpoint of another experiment: {told} differ; "
             "put it back, or start the changed experiment in another folder"
         )
 
 
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """``algorithm.lr (there 0.1, here 0.2)``: keys whose values differ, three of them at most; empty where none does."""
+    different = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
+    told = ", ".join(f"{key} (there {_brief(found.get(key))}, here {_brief(wanted.get(key))})" for key in different[:3])
+    return told + (f" and {len(different) - 3} more" if len(different) > 3 else "")
+
+
 def _brief(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 24 else f"{text[:20]}…"
+    return text if len(text) <= 60 else f"{text[:56]}…"

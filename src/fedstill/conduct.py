@@ -60,7 +60,8 @@ class PublishedSettings:
     """The ``[published]`` table: figures to set the run's beside; an experiment's file has it only where it says something.
 
     Attributes:
-        accuracy: by name of the model.
+        accuracy: on the common test images, by name of the model; ``average``: the mean over networks.
+        clients: on clients' own test images, by client; ``average``: their unweighted mean.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -68,5 +69,9 @@ class PublishedSettings:
     source: Annotated[str, Field(description="where they stand, such as: FedDGM, Table 1")] = ""
     accuracy: Annotated[
         Mapping[str, Annotated[float, Field(ge=0, le=1)]],
-        Field(description="by model, as fractions: {resnet18 = 0.737}"),
+        Field(description="by model, as fractions: {resnet18 = 0.737}; average = the mean over networks"),
+    ] = field(default_factory=dict)
+    clients: Annotated[
+        Mapping[str, Annotated[float, Field(ge=0, le=1)]],
+        Field(description="on clients' own test images, by client: {MNIST = 0.971}; average = their mean"),
     ] = field(default_factory=dict)

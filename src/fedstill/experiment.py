@@ -30,10 +30,11 @@ from fedstill.settings import options, override, read_toml, toml_table, validate
 from fedstill.sites import Uses, build_sites, plan_uses
 from fedstill.tables import resolve
 
-__all__ = ["Experiment", "Method", "Parts", "starter"]
+__all__ = ["Experiment", "Method", "Parts", "by_content", "starter"]
 
 _DEFAULT_NAMES: Mapping[str, str] = {"model": "convnet", "algorithm": "feddgm"}
 PROVENANCE = "provenance"
+SWEEP = "sweep"
 VIRTUAL = "virtual"
 
 
@@ -61,6 +62,15 @@ class Method:
             if key in given:
                 raise InputError(f"algorithm.{key} = {given[key]!r}: '{name}' fixes it at {value!r}; remove this key")
         return cls(name, validated(_options_model(name), given, where="algorithm"))
+
+    @staticmethod
+    def keys(name: str) -> frozenset[str]:
+        """The options that a user may give to the algorithm ``name``; what its name fixes is none.
+
+        Raises:
+            InputError: as :meth:`parse`, for the name.
+        """
+        return frozenset(_options_model(name).model_fields)
 
     @property
     def pooled(self) -> bool:
@@ -233,8 +243,11 @@ class Experiment:
         """From a table as TOML would give it. ``[provenance]``, which a run adds to its own copy, is passed over.
 
         Raises:
-            InputError: an unknown key or name, a wrong type, a value out of range.
+            InputError: an unknown key or name, a wrong type, a value out of range; or a ``[sweep]``, which makes several
+                experiments.
         """
+        if SWEEP in table:
+            raise InputError("[sweep] makes several experiments of this file: they are run with  fedstill sweep")
         given = {key: value for key, value in table.items() if key != PROVENANCE}
         for key, name in _DEFAULT_NAMES.items():  # so that model.width = 32 alone is enough
             if isinstance(given.get(key), Mapping):
@@ -244,6 +257,33 @@ class Experiment:
         options = found._architecture(channels=1, size=(32, 32), classes=2).resolved().options
         virtual = found.virtual or (VirtualSettings() if found.algorithm.makes_virtual else None)
         return replace(found, model=replace(found.model, options=options), virtual=virtual)
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the run's results, by dotted key, as plain JSON values.
+
+        Left out are ``name``, ``rounds``, ``engine``, ``evaluate``, ``output`` and ``published``.
+        """
+        plain: dict[str, Any] = json.loads(
+            json.dumps(
+                {
+                    "seed": self.seed,
+                    "cohort": self.cohort,
+                    "quorum": self.quorum,
+                    "threads": self.threads,
+                    **{f"data.{key}": value for key, value in asdict(self.data).items()},
+                    **{f"partition.{key}": value for key, value in asdict(self.partition).items()},
+                    **{f"model.{key}": value for key, value in self.model.flat().items()},
+                    **{f"algorithm.{key}": value for key, value in self.algorithm.table().items()},
+                    **{f"virtual.{key}": value for key, value in self._virtual().items()},
+                }
+            )
+        )
+        return plain
+
+    def _virtual(self) -> dict[str, Any]:
+        if self.virtual is None or not (self.virtual.use or self.algorithm.makes_virtual):
+            return {}
+        return asdict(self.virtual)
 
     def to_toml(self, provenance: Mapping[str, str] | None = None) -> str:
         """The file that :meth:`read` reads, every default written out, descriptions as comments."""
@@ -330,28 +370,27 @@ class Experiment:
 
     def _identity(self, loaded: Loaded, dealt: Partition) -> dict[str, Any]:
         settings = {
-            "seed": self.seed,
-            "cohort": self.cohort,
-            "quorum": self.quorum,
-            "threads": self.threads,
-            **{f"partition.{key}": value for key, value in asdict(self.partition).items()},
-            **{f"model.{key}": value for key, value in self.model.flat().items()},
-            **{f"algorithm.{key}": value for key, value in self.algorithm.table().items()},
+            **{key: value for key, value in self.settings().items() if not key.startswith("data.")},
             "images and labels": digest(loaded),
             "who holds what": dealt.hash,
         }
-        if self.virtual is not None and (self.virtual.use or self.algorithm.makes_virtual):
-            settings |= {f"virtual.{key}": value for key, value in asdict(self.virtual).items()}
         if not self.partition.test:
             del settings["partition.test"]  # checkpoints that are older than this key know no such share
         if self.partition.parts == 1:
             del settings["partition.parts"]  # nor this one
-        # a prior is part of the experiment by what its file holds, not by where it lies or what it is called
-        for key, value in settings.items():
-            if key.startswith("algorithm.") and (_is_prior_file(value) or _is_shipped(value)):
-                settings[key] = prior_hash(value)
-        identity: dict[str, Any] = json.loads(json.dumps(settings))
-        return identity
+        return by_content(settings)
+
+
+def by_content(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` by dotted key with each prior as the hash of its file: where it lies and what it is called is no part of an
+    experiment.
+    """
+    return {
+        key: prior_hash(value)
+        if key.startswith("algorithm.") and (_is_prior_file(value) or _is_shipped(value))
+        else value
+        for key, value in settings.items()
+    }
 
 
 _SCALARS = ("name", "seed", "rounds", "cohort", "quorum", "threads")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,29 +107,49 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def locked(out: Path, *, note: Callable[[str], None]) -> Iterator[None]:
-    """Keep other runs out of ``out``, which is made where it is missing. A killed process keeps nobody out.
+def locked(
+    out: Path, *, note: Callable[[str], None], name: str = LOCK, who: str = "run", patience: float = 0.0
+) -> Iterator[int | None]:
+    """Keep others out of ``out``, which is made where it is missing. A killed process keeps nobody out.
+
+    Args:
+        out: the folder.
+        note: hears that this system has no locks.
+        name: of the file that is locked; each keeps out those who lock the same.
+        who: ``another run is at work``.
+        patience: seconds to wait for the other to end.
+
+    Yields:
+        The descriptor of the lock, None where there is none. A process that inherits it holds the lock until it ends.
 
     Raises:
-        InputError: another run is at work there.
+        InputError: another is at work there.
         RunError: the folder cannot be written to.
     """
     try:
         import fcntl
     except ImportError:  # as on Windows
-        note(f"no lock on {out}: this system has none of the kind, so let no second run write there")
-        yield
+        note(f"no lock on {out}: this system has none of the kind, so let no second {who} write there")
+        yield None
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = (out / LOCK).open("wb")
+        file = (out / name).open("wb")
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error.strerror or error}; choose another folder") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another run is at work in {out}: wait for it, or give another folder") from error
-        except OSError as error:
-            note(f"no lock on {out} ({error.strerror or error}): let no second run write there")
-        yield
+        until = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() >= until:
+                    raise InputError(
+                        f"another {who} is at work in {out}: wait for it, or give another folder"
+                    ) from error
+                time.sleep(0.05)
+                continue
+            except OSError as error:
+                note(f"no lock on {out} ({error.strerror or error}): let no second {who} write there")
+            break
+        yield file.fileno()

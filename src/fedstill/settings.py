@@ -7,6 +7,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast, get_args, get_type_hints
 
@@ -112,9 +113,15 @@ def validated(kind: type[T], table: Mapping[str, Any], *, where: str = "") -> T:
     """
     try:
         # by way of JSON: its strict mode knows that a list is the only way to write a tuple, and a table a dataclass
-        return TypeAdapter(kind).validate_json(json.dumps(table, default=str), strict=True)
+        found: T = _adapter(cast(Any, kind)).validate_json(json.dumps(table, default=str), strict=True)
+        return found
     except ValidationError as error:
         raise InputError(_sentence(error, kind, json_copy(table), where)) from error
+
+
+@lru_cache(maxsize=64)
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)  # takes tens of milliseconds, and a sweep validates hundreds of tables
 
 
 def toml_table(values: Mapping[str, Any], known: Sequence[Option]) -> Iterator[str]:

@@ -27,7 +27,8 @@ from torch import nn
 from fedstill.algorithms.replies import Mean, Sieve
 from fedstill.bundle import Bundle, Group
 from fedstill.data.shard import Shard
-from fedstill.errors import InputError
+from fedstill.errors import InputError, RunError
+from fedstill.models.layers import BATCH_NORMS
 from fedstill.rounds import Desk, Outcome, Reply, Site, Trained, World
 from fedstill.scores import OWN_TEST, score
 from fedstill.seeds import Seed
@@ -47,7 +48,6 @@ Norms = Annotated[
 
 _OWN_NORMS = "model:norms"
 _FRESH = Seed(("norms",))  # BatchNorm starts at constants, whatever the seed
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Budget(Protocol):
@@ -131,7 +131,13 @@ class FedAvg:
         return visit.reply, visit.memory
 
     def train(self, inbox: Bundle, shard: Shard, memory: Bundle, desk: Desk, *, extra: Extra | None = None) -> Visit:
-        """Train the ``model`` that arrived on ``shard``, with one more loss term where there is one."""
+        """Train the ``model`` that arrived on ``shard``, with one more loss term where there is one.
+
+        Raises:
+            RunError: ``shard`` holds no image, or training diverges.
+        """
+        if len(shard) == 0:
+            raise RunError("the client has no training image")
         recipe = Recipe(epochs=self.epochs, lr=self.lr, batch=self.batch, momentum=self.momentum, decay=self.decay)
         fitted = fit(
             self.received(inbox, memory).module(),
@@ -195,7 +201,7 @@ class FedAvg:
         return {
             f"{place}.{name}"
             for place, module in network.named_modules()
-            if isinstance(module, _BATCH_NORMS)
+            if isinstance(module, BATCH_NORMS)
             for name in module.state_dict()
         }
 

@@ -21,11 +21,20 @@ Symbols: μ ``mu``, τ ``temperature``; ψ_prev lies in the client's memory as `
 
 Symbols: λ ``weight``, C̄ the ``prototypes`` group's ``means``, n_i,k a reply's ``counts``.
 
-Three readings. Eq. 6 divides by the number of clients once more, so that prototypes would shrink with it; the paper's analysis
-takes weights that sum to 1, and so do we. d is the mean squared difference a coordinate, image by image, as the released code
-has it, for which the weights were published. And in the paper networks stay with their clients, which may differ; here they
-are averaged as in FedAvg, so that there is one network to compare. What the server knows is then scored twice: ``global`` by
-the network's own classifier, and ``prototypes`` by the nearest prototype, argmin_k ‖ψ(x) − C̄_k‖.
+Where paper and released code differ, and what is done here:
+
+* mean over clients: Eq. 6 [paper] divides by the number of clients once more, so that prototypes would shrink with it; the code
+  takes the plain mean over clients. Here it is weighted by n_i,k, with weights that sum to 1, as in the paper's analysis.
+* d: the text of the paper says "L2", between local and global prototypes, its analysis ‖ψ(x) − C̄‖², image by image. Here it is
+  the code's: the mean squared difference a coordinate, image by image, an image whose class has no prototype adding 0 to the
+  mean. Of d coordinates it is 1/d of the analysis's; the published λ are those of the code.
+* C_i,k: the code averages features as they pass by in the last epoch's steps. Here, as in Eq. 3, they are those of the trained
+  network, clean images in evaluation mode.
+* networks: both leave them with their clients, which may differ. Here they are averaged as in FedAvg, so that there is one
+  network to compare.
+
+What the server knows is scored twice: ``global`` by the network's own classifier, and ``prototypes`` by the nearest prototype,
+argmin_k ‖ψ(x) − C̄_k‖.
 
 A class that no client of a round holds keeps its prototype. A class that none has held yet pulls nothing and is never the
 nearest; so a client lacks what classes it may.
@@ -47,7 +56,7 @@ from fedstill.data.shard import Shard, hard_labels
 from fedstill.losses import model_contrast, prototype_distance
 from fedstill.models.architecture import Network
 from fedstill.models.heads import LinearHead, linear_head
-from fedstill.rounds import Desk, Failure, Outcome, Reply, Site, Trained, World
+from fedstill.rounds import Desk, Outcome, Reply, Site, Trained, World
 from fedstill.train import Batch, Extra, embed
 
 __all__ = ["MOON", "FedProto"]
@@ -153,13 +162,13 @@ class FedProto:
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
         held = state.groups["prototypes"]
         sent = {"means": held["means"], "counts": held["known"].long()}
-        sieve = Sieve(replies, {"model": state.groups["model"], "prototypes": sent})
+        sieve = Sieve(replies, {"model": state.groups["model"], "prototypes": sent}, wrong=_miscounted)
         gathered = _Gathered(held)
         outcome = FedAvg.of(self).aggregate(state, gathered.through(sieve), desk)
         return Outcome(
             outcome.state.put(prototypes=gathered.result()),
             outcome.figures,
-            [*sieve.failures, *gathered.failures, *outcome.failures],
+            [*sieve.failures, *outcome.failures],
         )
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
@@ -206,6 +215,13 @@ def _class_means(network: Network, shard: Shard, device: str) -> Group:
     return {"means": means.float(), "counts": counts}
 
 
+def _miscounted(reply: Bundle) -> str | None:
+    counts = reply.groups["prototypes"]["counts"]
+    if counts.min() < 0 or counts.double().sum() != reply.numbers["examples"]:  # no int: sums may wrap
+        return "its images by class do not add up to its examples"
+    return None
+
+
 class _Gathered:
     """Prototypes of the replies that pass through, folded in float64 one at a time."""
 
@@ -213,14 +229,10 @@ class _Gathered:
         self._held = held
         self._sums = held["means"].double() * 0
         self._counts = held["known"].long() * 0
-        self.failures: list[Failure] = []
 
     def through(self, replies: Iterable[Reply]) -> Iterator[Reply]:
         for reply in replies:
             means, counts = (reply.bundle.groups["prototypes"][name] for name in ("means", "counts"))
-            if counts.min() < 0 or counts.double().sum() != reply.bundle.numbers["examples"]:  # no int: sums may wrap
-                self.failures.append(Failure(reply.client, "its images by class do not add up to its examples"))
-                continue
             self._sums = self._sums + means.double() * counts.unsqueeze(1)
             self._counts = self._counts + counts
             yield reply

@@ -11,7 +11,10 @@ FedAvg minimises another objective than Σ p_i F_i; FedNova takes each client's 
     momentum ρ:    a_i = (1 − ρ^τ_i, …, 1 − ρ²,  1 − ρ) / (1 − ρ),   ‖a_i‖₁ = (τ_i − ρ (1 − ρ^τ_i) / (1 − ρ)) / (1 − ρ)
 
 Symbols: w ``model``, E ``epochs``, τ_i ``steps``, n_i ``examples``, ρ ``rho``, η ``lr`` (it cancels). With plain SGD τ_eff is the
-paper's Σ p_i τ_i; with momentum it is so that equal numbers of steps give FedAvg, as in the released code.
+paper's Σ p_i τ_i; with momentum it is so that equal numbers of steps give FedAvg. The released code's ‖a_i‖₁ and τ_eff are these.
+
+One client's τ_i moves the step of all, through τ_eff. So it is not taken on trust: the server knows E and the batch size B, and
+refuses a reply whose τ_i is not E ⌈n_i / B⌉.
 
 As one weighted mean, which is how it is folded here: with m the mean of w_i by weights p_i / ‖a_i‖₁,
 
@@ -77,7 +80,7 @@ class FedNova:
         normalised, buffers = Mean(), Mean()
         images = accumulated = inverse = 0.0
         clients: dict[str, dict[str, Any]] = {}
-        sieve = Sieve(replies, {"model": start}, counts=("examples", "steps"))
+        sieve = Sieve(replies, {"model": start}, counts=("examples", "steps"), wrong=self._wrong)
         for reply in sieve:
             model, weight = reply.bundle.groups["model"], reply.bundle.numbers["examples"]
             steps = int(reply.bundle.numbers["steps"])
@@ -98,6 +101,13 @@ class FedNova:
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
         return FedAvg.of(self).models(state)
+
+    def _wrong(self, reply: Bundle) -> str | None:
+        examples, steps = (int(reply.numbers[name]) for name in ("examples", "steps"))
+        due = self.epochs * -(-examples // self.batch)  # rounded up: the last batch of an epoch may be smaller
+        if steps == due:
+            return None
+        return f"its reply says that it took {steps} steps, where {examples} examples take {due}"
 
 
 def accumulation(steps: int, rho: float) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import Tensor
 
-from fedstill.bundle import Group
+from fedstill.bundle import Bundle, Group
 from fedstill.rounds import Failure, Reply
 
 __all__ = ["MISFIT", "Mean", "Sieve"]
@@ -52,13 +52,20 @@ class Sieve:
     """
 
     def __init__(
-        self, replies: Iterable[Reply], like: Mapping[str, Group], *, counts: Iterable[str] = ("examples",)
+        self,
+        replies: Iterable[Reply],
+        like: Mapping[str, Group],
+        *,
+        counts: Iterable[str] = ("examples",),
+        wrong: Callable[[Bundle], str | None] = lambda reply: None,
     ) -> None:
         """``like``: groups that a reply must hold, each with the names, shapes and types of the one here.
-        ``counts``: numbers that a reply must hold, each whole and from 1 to 2^53."""
+        ``counts``: numbers that a reply must hold, each whole and from 1 to 2^53.
+        ``wrong``: what else a method finds wrong with a reply that holds all this; None where nothing is."""
         self._replies = replies
         self._like = like
         self._counts = tuple(counts)
+        self._further = wrong
         self.failures: list[Failure] = []
 
     def __iter__(self) -> Iterator[Reply]:
@@ -79,7 +86,7 @@ class Sieve:
         for name, group in self._like.items():
             if not _fits(reply.bundle.groups.get(name, {}), group):
                 return MISFIT.format(group=name)
-        return None
+        return self._further(reply.bundle)
 
 
 def _fits(found: Group, wanted: Group) -> bool:

@@ -1,6 +1,7 @@
 """The command line. Reading it imports neither torch nor anything else that is slow: commands import what they need.
 
 experiments.py   init, run, resume, demo
+sweeping.py      sweep; cells.py is what it says while it goes on
 models.py        predict, export
 priors.py        prior train, prior sample
 inspection.py    data inspect, list, report, check
@@ -21,7 +22,7 @@ from typing import Annotated
 import typer
 
 import fedstill
-from fedstill.cli import evaluation, experiments, inspection, models, priors
+from fedstill.cli import evaluation, experiments, inspection, models, priors, sweeping
 from fedstill.cli import watch as watching
 from fedstill.errors import FedstillError
 
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.command("init")(experiments.init)
 app.command("run")(experiments.run)
 app.command("resume")(experiments.resume)
+app.command("sweep")(sweeping.sweep)
 app.command("demo")(experiments.demo)
 app.command("predict")(models.predict)
 app.command("export")(models.export)

@@ -27,6 +27,7 @@ __all__ = [
     "count_text",
     "opening_lines",
     "percent",
+    "pulse",
     "reporter",
     "round_line",
     "say_table",
@@ -148,12 +149,12 @@ def reporter(*, as_json: bool, quiet: bool) -> Iterator[Reporter]:
             yield board
     else:
         lines = Lines()
-        with _pulse(lines.beat):
+        with pulse(lines.beat):
             yield lines
 
 
 @contextmanager
-def _pulse(beat: Callable[[], None], seconds: float = 5.0) -> Iterator[None]:
+def pulse(beat: Callable[[], None], seconds: float = 5.0) -> Iterator[None]:
     """Call ``beat`` every ``seconds``, whatever else is at work."""
     over = threading.Event()
 

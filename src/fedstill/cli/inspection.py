@@ -198,7 +198,7 @@ def _first_sentence(text: str) -> str:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold runs.", show_default=False)],
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     csv: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write every table there as CSV.", show_default=False)
@@ -206,6 +206,10 @@ def report(
     latex: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write the tables that a paper prints there as LaTeX.", show_default=False),
+    ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the tables that a paper prints there as Markdown.", show_default=False),
     ] = None,
     png: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write every chart there as PNG.", show_default=False)
@@ -217,8 +221,8 @@ def report(
     """Write one page that compares runs."""
     from fedstill.report import write_report
 
-    write_report(runs, out, csv=csv, latex=latex, png=png, svg=svg)
-    for written in (out, csv, latex, png, svg):
+    write_report(runs, out, csv=csv, latex=latex, markdown=markdown, png=png, svg=svg)
+    for written in (out, csv, latex, markdown, png, svg):
         if written is not None:
             typer.echo(f"written: {written}", err=True)
 

@@ -20,7 +20,7 @@ from fedstill.cli.pace import Pace
 if TYPE_CHECKING:
     from fedstill.reporter import Ending, Opening
 
-__all__ = ["Bar", "Board", "live"]
+__all__ = ["Bar", "Board", "bar_table", "left_text", "live", "ticking"]
 
 WIDTHS = (40, 24, 16, 8)
 """Columns of a bar, the widest that fits: steps, so that no bar grows and shrinks with the digits beside it."""
@@ -84,14 +84,14 @@ class Board:
         if self._trouble:
             lines.append(Text(self._trouble, no_wrap=True, overflow="ellipsis"))
         bars = self.bars()
-        return Group(_table(bars, width), *lines) if bars else Group(*lines)
+        return Group(bar_table(bars, width), *lines) if bars else Group(*lines)
 
     def bars(self) -> list[Bar]:
         """A line for the run, one for the phase at work and one for what of it is at work."""
         if self._words:
             return []
         now, pace = self._clock(), self._pace
-        spent, left = _ticking(pace.elapsed(now)), _left(pace.left(now))
+        spent, left = ticking(pace.elapsed(now)), left_text(pace.left(now))
         finished = (pace.number - 1) / pace.until
         lines = [Bar(f"round {pace.number}/{pace.until}", finished, f"{spent}, {left}" if left else spent)]
         if pace.work is None:
@@ -100,7 +100,7 @@ class Board:
         of, rest = "round", pace.round_left(now)
         if rest is None:
             of, rest = "phase", pace.phase_left(now)
-        text = f"{of}: {left}" if (left := _left(rest)) else ""
+        text = f"{of}: {left}" if (left := left_text(rest)) else ""
         lines.append(Bar(whole, pace.work.share if pace.work.total else None, text))
         if pace.item is not None:
             lines.append(Bar(item, pace.item.share if pace.item.total else None, ""))
@@ -113,16 +113,16 @@ class Board:
             self._trouble = f"last failure, in round {row['round']}: {last['client']}: {last['reason']}"
 
 
-def _left(seconds: float | None) -> str:
-    return f"~{_ticking(seconds)} left" if seconds and seconds >= 1 else ""
+def left_text(seconds: float | None) -> str:
+    return f"~{ticking(seconds)} left" if seconds and seconds >= 1 else ""
 
 
-def _ticking(seconds: float) -> str:
+def ticking(seconds: float) -> str:
     """Whole seconds: tenths would flicker."""
     return f"{int(seconds)} s" if seconds < 10 else seconds_text(seconds)
 
 
-def _table(bars: Sequence[Bar], width: int) -> Table:
+def bar_table(bars: Sequence[Bar], width: int) -> Table:
     """Label, bar, text in columns; without bars where there is no room for them."""
     taken = max(cell_len(bar.label) for bar in bars) + max(cell_len(bar.text) for bar in bars) + 2
     size = next((each for each in WIDTHS if each <= width - taken), 0)

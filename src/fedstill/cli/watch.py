@@ -15,10 +15,11 @@ from fedstill.errors import InputError
 __all__ = ["follow", "watch"]
 
 EVERY = 10
+_MOST = 6  # runs that a line names
 
 
 def watch(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold runs.", show_default=False)],
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     every: Annotated[
         int,
@@ -30,16 +31,19 @@ def watch(
     from fedstill.folder import EXPERIMENT
     from fedstill.report import write_report
 
-    if absent := [run for run in runs if not _begun(run)]:
+    if absent := [folder for folder in runs if not _begun_in([folder])]:
         if not wait:
-            raise InputError(f"{absent[0]} holds no run: there is no {EXPERIMENT} in it; --wait waits for it to begin")
+            raise InputError(
+                f"{absent[0]} holds no run: there is no {EXPERIMENT} in it, nor in a folder there; "
+                "--wait waits for it to begin"
+            )
         _say(f"waiting for {', '.join(map(str, absent))}")
     _say(f"page: {out}")
     try:
         follow(runs, out, every=every, sleep=time.sleep, say=_say)
     except KeyboardInterrupt:
         # the usual end: the page is left as one that nobody will write again
-        if there := [run for run in runs if _begun(run)]:
+        if there := _begun_in(runs):
             write_report(there, out)
         _say("no longer watching; the runs go on")
 
@@ -49,10 +53,11 @@ def follow(
 ) -> None:
     """Write the page of ``runs`` whenever one of them got on; return when all are finished.
 
-    Runs that have not begun are left out until they do. The last page does not reload itself.
+    Runs that have not begun are left out until they do. A sweep is finished when all of its cells are that did not fail. The
+    last page does not reload itself.
 
     Args:
-        runs: folders of runs.
+        runs: folders of runs, or folders that hold runs.
         out: the HTML file.
         every: seconds between two looks.
         sleep: waits so many seconds.
@@ -66,11 +71,11 @@ def follow(
     seen: list[_Look] = []
     while True:
         # looked at before the page is made: what changes meanwhile is seen the next time
-        looks = [_look(run) for run in runs if _begun(run)]
-        over = len(looks) == len(runs) and all(look.finished for look in looks)
+        looks = [_look(run) for run in _begun_in(runs)]
+        over = all(map(_over, runs))
         if looks and looks != seen:
             write_report([look.run for look in looks], out, live=None if over else every)
-            say(f"{time.strftime('%H:%M:%S')}  {', '.join(map(_line, looks))}")
+            say(f"{time.strftime('%H:%M:%S')}  {_told(looks)}")
             seen = looks
         if over:
             return
@@ -85,10 +90,20 @@ class _Look(NamedTuple):
     finished: bool
 
 
-def _begun(run: Path) -> bool:
+def _begun_in(folders: Sequence[Path]) -> list[Path]:
+    """The runs that ``folders`` stand for, as far as they have begun."""
     from fedstill.folder import EXPERIMENT
+    from fedstill.report.finding import runs_in
 
-    return (run / EXPERIMENT).exists()
+    return [run for folder in folders for run in runs_in(folder) if (run / EXPERIMENT).exists()]
+
+
+def _over(folder: Path) -> bool:
+    """Whether nothing more is to come there; never before the first run has begun."""
+    from fedstill.report.finding import awaited
+
+    its = awaited(folder) or _begun_in([folder])
+    return bool(_begun_in([folder])) and all(map(_finished, its))
 
 
 def _look(run: Path) -> _Look:
@@ -112,6 +127,13 @@ def _finished(run: Path) -> bool:
         return bool(json.loads((run / SUMMARY).read_text(encoding="utf-8"))["finished"])
     except (OSError, ValueError, KeyError, TypeError):
         return False  # no summary yet, or a damaged one, which the page names
+
+
+def _told(looks: Sequence[_Look]) -> str:
+    """A word for each; where they are many, how many are finished."""
+    if len(looks) <= _MOST:
+        return ", ".join(map(_line, looks))
+    return f"{sum(look.finished for look in looks)} of the {len(looks)} runs that have begun are finished"
 
 
 def _line(look: _Look) -> str:

@@ -1,6 +1,6 @@
 """Data sets in the files that their authors publish, as rows: what ``fedstill data prepare`` reads.
 
-Nothing here is unpickled or extracted to disk. What is unpacked is bounded, but for SVHN, whose files SciPy unpacks whole.
+Nothing here is unpickled or extracted to disk, links inside an archive are not followed, and what is unpacked is bounded.
 """
 
 from __future__ import annotations
@@ -8,13 +8,15 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import math
 import struct
 import tarfile
 import tokenize
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,8 @@ _CIFAR_TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 _CIFAR_TEST = ("test_batch.bin",)
 _MOST = 2**31  # bytes of one idx array, far more than any published set has
 _MOST_BATCH = 2**27  # bytes of one CIFAR batch; a published one has a quarter of that
+_MOST_TAR = 2**29  # bytes of an unpacked CIFAR archive, three times the published one
+_MOST_DIGITS = 10**6  # images of one SVHN file; the largest published one has 531,131
 _CIFAR_C_TRAIN = 8000  # of the 10,000 images; the published set has no split
 _USPS_SIDE = 16
 _USPS_ROWS = 100_000
@@ -62,21 +66,56 @@ def _tar_members(path: Path, wanted: Sequence[str]) -> Mapping[str, bytes]:
     found: dict[str, bytes] = {}
     pickled = False
     try:
-        with tarfile.open(path) as archive:
+        # as a stream: read once, and not beyond what is allowed
+        with _unpacked(path) as content, _tar(_Bounded(content, path)) as archive:
             for member in archive:
                 name = member.name.rpartition("/")[2]
                 pickled = pickled or name == "data_batch_1"
                 if name in wanted and member.isfile():
                     if member.size > _MOST_BATCH:
                         raise InputError(f"{path}: {name} has {member.size} bytes, far more than a batch of CIFAR-10")
-                    content = archive.extractfile(member)
-                    found[name] = content.read() if content else b""
+                    batch = archive.extractfile(member)
+                    found[name] = batch.read() if batch else b""
     except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{path} cannot be read as a tar archive ({_first_line(error)})") from error
     missing = [name for name in wanted if name not in found]
     if missing:
         raise _not_binary(path, missing[0], pickled=pickled)
     return found
+
+
+_PACKINGS: Mapping[bytes, Callable[..., Any]] = MappingProxyType(
+    {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+)
+
+
+def _unpacked(path: Path) -> BinaryIO:
+    with path.open("rb") as stream:
+        opener = _PACKINGS.get(stream.read(2), open)
+    unpacked: BinaryIO = opener(path, "rb")
+    return unpacked
+
+
+def _tar(stream: _Bounded) -> tarfile.TarFile:
+    readable: Any = stream  # tarfile reads a stream and does nothing else with it
+    return tarfile.open(fileobj=readable, mode="r|")
+
+
+class _Bounded:
+    """A stream that ends with an error where it holds more than an archive of CIFAR-10 may: a small file can unpack to any
+    size, also in what tarfile reads for itself, such as a long name."""
+
+    def __init__(self, stream: BinaryIO, path: Path) -> None:
+        self._stream = stream
+        self._path = path
+        self._read = 0
+
+    def read(self, size: int) -> bytes:
+        block = self._stream.read(size)
+        self._read += len(block)
+        if self._read > _MOST_TAR:
+            raise InputError(f"{self._path} unpacks to more than {_MOST_TAR} bytes, far more than CIFAR-10")
+        return block
 
 
 def _first_line(error: Exception) -> str:
@@ -152,11 +191,15 @@ def svhn(path: Path) -> Raw:
 
 
 def _svhn_rows(file: Path) -> Rows:
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
     if not file.is_file():
         raise InputError(f"{file} is missing; the folder should hold train_32x32.mat and test_32x32.mat")
     try:
+        # headers first: what the arrays say of themselves bounds what is unpacked
+        shapes = {name: shape for name, shape, _ in whosmat(file)}
+        if max(math.prod(shapes["X"]) // 32**2 // 3, math.prod(shapes["y"])) > _MOST_DIGITS:
+            raise ValueError(f"X {shapes['X']} and y {shapes['y']} are more than {_MOST_DIGITS} images")
         found = loadmat(file, variable_names=["X", "y"])
         images, labels = np.asarray(found["X"]), np.asarray(found["y"]).ravel()
     except Exception as error:  # of many types: SciPy's reader answers damage with whatever it stumbles over

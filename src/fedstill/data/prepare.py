@@ -1,14 +1,16 @@
 """A user's downloads as Parquet in the image convention of Hugging Face: ``fedstill data prepare``.
 
 Files are written one by one and listed in ``prepared.json``; whoever starts again goes on where it ended. The originals
-are checked against the hashes that their authors or usual loaders publish, and by number of images.
+are checked against the hashes that their authors or usual loaders publish, and by number of images; those without a published
+hash are known again by name, size and time of change.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
@@ -95,6 +97,7 @@ def prepare(
             )
     wanted = {
         "originals": hashes,
+        "others": _traces(source, splits, set(hashes)),
         "size": size,
         "severity": severity,
         "classes": list(raw.classes),
@@ -136,6 +139,30 @@ def _checked(how: Recipe, source: Path, *, unverified: bool) -> dict[str, str]:
     return found
 
 
+def _traces(source: Path, splits: Mapping[str, Rows], hashed: Collection[str]) -> str:
+    """SHA-256 of what tells, unread, whether originals are still the same: names, sizes and times of change, in order.
+
+    Of every picture where pictures are files, and else of the files in the source, but for those that are ``hashed``.
+    """
+    rows = [(each, row) for each in splits.values() for row in range(len(each.labels))]
+    pictures = bool(rows) and isinstance(rows[0][0].picture(0), Path)
+    if pictures:
+        files = [picture for each, row in rows if isinstance(picture := each.picture(row), Path)]
+    else:
+        listed = [source] if source.is_file() else sorted(each for each in source.iterdir() if each.is_file())
+        files = [each for each in listed if each.name not in hashed and not _ours(each.name)]
+    digest = hashlib.sha256()
+    for file in files:
+        state = file.stat()
+        digest.update(json.dumps([os.path.relpath(file, source), state.st_size, state.st_mtime_ns]).encode())
+    return digest.hexdigest()
+
+
+def _ours(name: str) -> bool:
+    """Whether a file beside originals is no original: hidden, or written here where ``out`` is the same folder."""
+    return name.startswith(".") or name == MANIFEST or name.endswith(".parquet")
+
+
 def _hash(file: Path, kind: str) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, partial(hashlib.new, kind, usedforsecurity=False)).hexdigest()
@@ -153,9 +180,11 @@ def _begun(out: Path, wanted: Mapping[str, Any]) -> dict[str, str]:
         files = {str(name): str(value) for name, value in held.pop("files").items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{manifest} cannot be read ({error}): remove it, or give another --out") from error
-    if held != wanted:
-        raise InputError(f"--out {out} holds another set, or one with other options: give another folder")
-    return files
+    if held == wanted:
+        return files
+    if {**held, "originals": wanted["originals"], "others": wanted["others"]} == wanted:
+        raise InputError(f"the originals have changed since --out {out} was begun: give another folder")
+    raise InputError(f"--out {out} holds another set, or one with other options: give another folder")
 
 
 def _table(

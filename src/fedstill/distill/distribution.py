@@ -52,7 +52,9 @@ from fedstill.data.augment import Augmentation, Drawn, apply
 from fedstill.data.shard import Shard, hard_labels
 from fedstill.distill.canvas import Canvas, Pull
 from fedstill.distill.health import Health, descend
+from fedstill.errors import InputError
 from fedstill.models.architecture import Architecture, Network
+from fedstill.models.layers import BATCH_NORMS, best_layout
 from fedstill.seeds import Seed
 
 __all__ = [
@@ -81,10 +83,27 @@ class Networks(Protocol):
 
 @dataclass(frozen=True)
 class FreshNetworks:
-    """A network with random weights at every step, as in distribution matching's own paper."""
+    """A network with random weights at every step, as in distribution matching's own paper.
+
+    Not one with BatchNorm: its running statistics are of no image, so in evaluation mode it would normalise nothing; and by
+    the statistics of a batch ψ were a function of the whole batch.
+    """
 
     architecture: Architecture
     device: str = "cpu"
+
+    def check(self) -> None:
+        """Refuse BatchNorm, before a client works.
+
+        Raises:
+            InputError: the network has some; or as :meth:`Architecture.build`.
+        """
+        if any(isinstance(layer, BATCH_NORMS) for layer in self.architecture.build(Seed.root(0)).modules()):
+            raise InputError(
+                f"matching with random networks: '{self.architecture.name}' has BatchNorm, which has seen no image there and "
+                "normalises nothing; use another model.norm, or networks near the received one (FedDM: "
+                "algorithm.networks = 'ball')"
+            )
 
     def draw(self, seed: Seed) -> Network:
         return _frozen(self.architecture.build(seed).to(self.device))
@@ -94,7 +113,8 @@ class FreshNetworks:
 class NearbyNetworks:
     """A network in the ball of radius ρ around a given one: w = w_r + δ min(1, ρ / ‖δ‖), δ ~ N(0, I) over all parameters.
 
-    Buffers are the centre's. In more than ρ² dimensions ‖δ‖ is practically always above ρ: the draw then lies on the sphere.
+    Buffers are the centre's; so BatchNorm normalises as the centre does, and not at all where the centre has never been trained.
+    In more than ρ² dimensions ‖δ‖ is practically always above ρ: the draw then lies on the sphere.
 
     Attributes:
         centre: the network with weights w_r, on the device where it is to work; not changed.
@@ -247,7 +267,8 @@ class DistributionMatcher:
         if self._still:
             return {k: self._features.to(like)[rows[k]].mean(0) for k in drawn}
         batches = [apply(self.real.inputs(rows[k]).to(like), draw) for k, draw in drawn.items()]
-        parts = torch.split(torch.cat(batches), self._chunk(like))
+        layout = best_layout(network, like.device)
+        parts = torch.split(torch.cat(batches).contiguous(memory_format=layout), self._chunk(like))
         vectors = torch.cat([self._vectors(network, part) for part in parts])
         wanted: dict[int, Tensor] = {}
         for k, mine in zip(drawn, torch.split(vectors, [len(batch) for batch in batches]), strict=True):

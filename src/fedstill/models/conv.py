@@ -8,7 +8,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from fedstill.models.layers import Activation, Groups, Headed, Norm, Width, activation_layer, halvings, norm_layer
+from fedstill.models.layers import (
+    Activation,
+    Groups,
+    Headed,
+    MeanPool,
+    Norm,
+    Width,
+    activation_layer,
+    halvings,
+    norm_layer,
+)
 
 __all__ = ["convnet"]
 
@@ -44,7 +54,7 @@ def convnet(
             conv=nn.Conv2d(channels if number == 1 else width, width, kernel_size=3, padding=1),
             norm=norm_layer(norm, width, groups),
             activation=activation_layer(activation),
-            pool=nn.AvgPool2d(2) if pooling == "avg" else nn.MaxPool2d(2),
+            pool=MeanPool() if pooling == "avg" else nn.MaxPool2d(2),
         )
         body.add_module(f"block{number}", nn.Sequential(layers))
     body.add_module("flatten", nn.Flatten())

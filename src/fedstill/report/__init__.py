@@ -1,14 +1,17 @@
 """One self-contained HTML page of one or more runs: no network, one file to keep or to send.
 
-reading.py  runs.py  evaluated.py       a run's folder → frozen values; what cannot be read is named
-groups.py  roles.py  series.py          runs that differ in their seed alone → one group; what groups are to each other
+finding.py                              folders → the runs that they stand for
+reading.py  rows.py  runs.py  evaluated.py      a run's folder → frozen values; what cannot be read is named
+groups.py  roles.py                     runs that differ in their seed alone → one group; what groups are to each other
+networks.py  layout.py                  which network a figure is of, and where it stands in a table
+series.py                               the look of every curve
 parts.py  cells.py  words.py            the values that sections are made of, and numbers as a reader wants them
-intervals.py                            95 % intervals
+intervals.py  ranking.py                95 % intervals; the best of a column
 verdict.py                              the result in a few sentences
-summary.py  facts.py  accuracy.py …     the sections, each a value made of parts.py
+results.py  domains.py  summary.py  facts.py  accuracy.py …     the sections, each a value made of parts.py
 page.py                                 runs → the page as a value
 html.py  figures/  pictures.py  templates/      the page as HTML and SVG
-export.py  latex.py                     the same values as CSV, LaTeX, PNG and SVG files
+export.py  latex.py  markdown.py        the same values as CSV, LaTeX, Markdown, PNG and SVG files
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ from pathlib import Path
 
 from fedstill.errors import InputError
 from fedstill.files import write_text
-from fedstill.report.export import check, write_csv, write_figures, write_latex
+from fedstill.report import export
+from fedstill.report.finding import find
 from fedstill.report.page import build, called
 from fedstill.report.runs import read_run
 
-__all__ = ["write_report"]
+__all__ = ["write_markdown", "write_report"]
 
 
 def write_report(
@@ -32,6 +36,7 @@ def write_report(
     live: int | None = None,
     csv: Path | None = None,
     latex: Path | None = None,
+    markdown: Path | None = None,
     png: Path | None = None,
     svg: Path | None = None,
 ) -> None:
@@ -43,35 +48,60 @@ def write_report(
     damaged or missing is named on the page.
 
     Args:
-        runs: folders that ``fedstill run`` wrote; the page keeps their order.
+        runs: folders that ``fedstill run`` wrote, or that hold such, as a sweep's; the page keeps their order.
         out: the HTML file.
         live: seconds after which a browser reads the page again; None for a page that does not change.
         csv: folder for every table, see :func:`fedstill.report.export.write_csv`.
-        latex: folder for the tables that a paper prints, as booktabs tabulars.
+        latex, markdown: folders for the tables that a paper prints, as booktabs tabulars and as Markdown.
         png, svg: folders for the charts.
 
     Raises:
-        InputError: no folder is given, one is not a run, or a file stands where a folder is to be, or a folder where a file.
+        InputError: no folder is given, one is not a run and holds none, or a file stands where a folder is to be, or a folder
+            where a file.
         RunError: a file cannot be written.
     """
     from fedstill.report.html import render  # it draws, which is slow to import
 
-    if not runs:
-        raise InputError("a report needs at least one run: give the folder that 'fedstill run' wrote")
-    if out.is_dir():
-        raise InputError(f"--out {out}: it is a folder; give the HTML file to write")
-    check(out.parent, "the folder of --out")
-    for option, folder in (("--csv", csv), ("--latex", latex), ("--png", png), ("--svg", svg)):
+    folders = {"--csv": csv, "--latex": latex, "--markdown": markdown, "--png": png, "--svg": svg}
+    _check(runs, out, "--out")
+    for option, folder in folders.items():
         if folder is not None:
-            check(folder, option)
-    read = [read_run(folder) for folder in runs]
+            export.check(folder, option)
+    read = [read_run(folder) for folder in find(runs)]
     page = build(read, live=live)
     write_text(out, render(page))
     if csv is not None:
-        write_csv(page, called(read), csv)
+        export.write_csv(page, called(read), csv)
     if latex is not None:
-        write_latex(page, latex)
+        export.write_latex(page, latex)
+    if markdown is not None:
+        export.write_markdown(page, markdown)
     if png is not None:
-        write_figures(page, png, "png")
+        export.write_figures(page, png, "png")
     if svg is not None:
-        write_figures(page, svg, "svg")
+        export.write_figures(page, svg, "svg")
+
+
+def write_markdown(runs: Sequence[Path], path: Path) -> None:
+    """Write the tables of results of ``runs`` into one Markdown file: accuracies in % as mean ± standard deviation with what is
+    published beside them; averages over networks; and accuracies by client where clients are domains.
+
+    Args:
+        runs: as in :func:`write_report`.
+        path: the file.
+
+    Raises:
+        InputError: no folder is given, one is not a run and holds none, or ``path`` is a folder.
+        RunError: the file cannot be written.
+    """
+    _check(runs, path, "the table")
+    export.write_results(build([read_run(folder) for folder in find(runs)]), path)
+
+
+def _check(runs: Sequence[Path], file: Path, what: str) -> None:
+    if not runs:
+        raise InputError("a report needs at least one run: give the folder that 'fedstill run' wrote")
+    if file.is_dir():
+        kind = "HTML file" if what == "--out" else "file"
+        raise InputError(f"{what} {file}: it is a folder; give the {kind} to write")
+    export.check(file.parent, f"the folder of {what}")

@@ -16,6 +16,7 @@ __all__ = ["ACCURACY", "accuracy", "convergence", "line_table", "spoken"]
 
 ACCURACY = Axis("test images labelled correctly", "share")
 
+_DASHES = ("solid", "dashed", "dotted", "dashes and dots")
 _OPEN = 16  # rows of a table that a reader sees without opening it
 
 
@@ -24,11 +25,15 @@ def accuracy(lines: Sequence[Series]) -> Section | None:
     if not lines:
         return None
     table = convergence(lines)
-    blocks: list[Block] = [legend(lines), _by_round(lines), *_by_cost(lines)]
+    by_cost = _by_cost(lines)
+    blocks: list[Block] = [legend(lines), _by_round(lines)]
+    # of small charts that fill the page, one kind at a time
+    blocks += [Folded(each.chart.title, (each,)) if each.panels is not None else each for each in by_cost]
     blocks.append(
         Text(
-            "On clean test images. Bands are ± one sample standard deviation over seeds, where there are several. "
-            "In the legend: the last round." + _published_note(lines),
+            "On clean test images. Bands are ± one sample standard deviation over seeds, where there are several."
+            + _panels_note(lines)
+            + _published_note(lines),
             "mute",
         )
     )
@@ -59,6 +64,18 @@ def line_table(
     )
 
 
+def _panels_note(lines: Sequence[Series]) -> str:
+    context = lines[0].panels is not None and lines[0].panels.context
+    note = " In grey: the other methods." if context else ""
+    if len({each.key for each in lines}) == len(lines):
+        return f"{note} In the legend: the last round."
+    places = dict.fromkeys(each.stand.places[-1] for each in lines)
+    if not context or not 1 < len(places) <= len(_DASHES):
+        return note
+    told = "; ".join(f"{dash}: {name}" for dash, name in zip(_DASHES, places, strict=False))
+    return f"{note} {told[0].upper()}{told[1:]}."
+
+
 def _published_note(lines: Sequence[Series]) -> str:
     sources = {
         str(source)
@@ -73,21 +90,26 @@ def _published_note(lines: Sequence[Series]) -> str:
 
 def _marks(lines: Sequence[Series]) -> tuple[Mark, ...]:
     return tuple(
-        Mark(each.key, f"{each.label}: published {words.percent(value)}", each.style, value)
+        Mark(each.key, f"{each.label}: published {words.percent(value)}", each.style, value, panel)
         for each in lines
         if (value := published(each.group, each.model)) is not None
+        for panel in each.own
     )
 
 
-def _trace(each: Series, xs: Sequence[float], points: Sequence[Point]) -> Trace:
-    return Trace(
-        each.key,
-        each.label,
-        each.style,
-        tuple(xs),
-        tuple(point.mean for point in points),
-        tuple(point.spread for point in points),
-    )
+def _traces(each: Series, xs: Sequence[float], points: Sequence[Point]) -> list[Trace]:
+    return [
+        Trace(
+            each.key,
+            each.label,
+            each.style,
+            tuple(xs),
+            tuple(point.mean for point in points),
+            tuple(point.spread for point in points),
+            panel,
+        )
+        for panel in each.own
+    ]
 
 
 def _accuracies(lines: Sequence[Series]) -> dict[str, dict[int, Cell]]:
@@ -98,10 +120,11 @@ def _by_round(lines: Sequence[Series]) -> Lines:
     key, title = "accuracy-by-round", "By round"
     return Lines(
         Chart(key, title, "", spoken("Accuracy by round", lines), line_table(key, title, _accuracies(lines))),
-        tuple(_trace(each, list(each.curve), list(each.curve.values())) for each in lines),
+        tuple(trace for each in lines for trace in _traces(each, list(each.curve), list(each.curve.values()))),
         Axis("round", "round"),
         ACCURACY,
         _marks(lines),
+        lines[0].panels,
     )
 
 
@@ -145,7 +168,7 @@ def _cumulative(
         if common:
             drawn.append(each)
             xs = [spent[each.group.label][number].mean for number in common]
-            traces.append(_trace(each, xs, [each.curve[number] for number in common]))
+            traces += _traces(each, xs, [each.curve[number] for number in common])
     columns = {
         f"{label}: {x.unit}": {number: say(point) for number, point in spent[label].items()}
         for label in {each.group.label: None for each in drawn}
@@ -157,6 +180,7 @@ def _cumulative(
         x,
         ACCURACY,
         _marks(drawn),
+        lines[0].panels if lines else None,
     )
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from fedstill.report import cells, words
 from fedstill.report.groups import Group, Point, summarise
 from fedstill.report.parts import Axis, Bars, Block, Chart, Folded, Grid, Section, Text
-from fedstill.report.runs import Row, Run
+from fedstill.report.rows import Row
+from fedstill.report.runs import Run
 
-__all__ = ["MOST_ROWS", "costs"]
+__all__ = ["MOST_ROWS", "costs", "total"]
 
 MOST_ROWS = 400
 """Rows of a table on the page, at most; what is longer is in the CSV files."""
@@ -26,6 +27,24 @@ def costs(groups: Sequence[Group]) -> Section | None:
         blocks.append(chart)
     blocks += [_ledger(groups), _by_round(groups)]
     return Section("costs", "What it cost", tuple(blocks))
+
+
+def total(runs: Sequence[Run], labels: Mapping[int, str]) -> str:
+    """What all runs together took, in a sentence; empty where there is one alone. ``labels`` by a run's identity.
+
+    Wall time is added up, also where runs went on at the same time.
+    """
+    wall = [(run.wall_seconds, labels[id(run)]) for run in runs]
+    known = [(seconds, label) for seconds, label in wall if seconds is not None]
+    if len(runs) < 2 or not known:
+        return ""
+    longest, whose = max(known, key=lambda pair: pair[0])
+    of = "" if len(known) == len(runs) else f" for {len(known)} of them"
+    cpu = [run.cpu_seconds for run in runs]
+    worked = [seconds for seconds in cpu if seconds is not None]
+    told = f" and {words.duration(sum(worked))} of CPU time" if len(worked) == len(cpu) else ""
+    took = words.duration(sum(seconds for seconds, _ in known))
+    return f"{len(runs)} runs: {took} of wall time{told}{of}; the longest, {whose}, took {words.duration(longest)}."
 
 
 def _time(groups: Sequence[Group]) -> Bars | None:

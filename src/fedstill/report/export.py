@@ -1,4 +1,4 @@
-"""The page's tables and charts as files: CSV, LaTeX, PNG and SVG."""
+"""The page's tables and charts as files: CSV, LaTeX, Markdown, PNG and SVG."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import Literal
 from fedstill.errors import InputError
 from fedstill.files import write_text
 from fedstill.report.latex import tabular
+from fedstill.report.markdown import table
 from fedstill.report.parts import Cell, Grid, Page, charts, grids
 from fedstill.report.runs import Run
 
-__all__ = ["check", "write_csv", "write_figures", "write_latex"]
+__all__ = ["check", "write_csv", "write_figures", "write_latex", "write_markdown", "write_results"]
+
+_RESULTS = ("results", "results-averages", "domains")
 
 Value = float | int | str | None
 
@@ -46,8 +49,8 @@ def write_csv(page: Page, runs: Sequence[tuple[str, Run]], folder: Path) -> None
     Raises:
         RunError: a file cannot be written.
     """
-    for table in grids(page):
-        write_text(folder / f"{table.key}.csv", _text(_flat(table)))
+    for grid in grids(page):
+        write_text(folder / f"{grid.key}.csv", _text(_flat(grid)))
     for name, (head, rows) in _long(runs).items():
         if rows:
             write_text(folder / f"{name}.csv", _text([head, *rows]))
@@ -59,9 +62,32 @@ def write_latex(page: Page, folder: Path) -> None:
     Raises:
         RunError: a file cannot be written.
     """
-    for table in grids(page):
-        if table.paper:
-            write_text(folder / f"{table.key}.tex", tabular(table))
+    for grid in grids(page):
+        if grid.paper:
+            write_text(folder / f"{grid.key}.tex", tabular(grid))
+
+
+def write_markdown(page: Page, folder: Path) -> None:
+    """Write those tables of ``page`` that a paper prints as ``KEY.md``.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
+    for grid in grids(page):
+        if grid.paper:
+            write_text(folder / f"{grid.key}.md", table(grid))
+
+
+def write_results(page: Page, path: Path) -> None:
+    """Write the tables of results of ``page`` into one Markdown file; where one method was run, its numbers.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    by_key = {grid.key: grid for grid in grids(page)}
+    found = [by_key[key] for key in _RESULTS if key in by_key] or [by_key[key] for key in ("numbers",) if key in by_key]
+    parts = [table(grid) for grid in found] or [f"{page.verdict}\n"]
+    write_text(path, "\n".join([*parts, f"{page.footing}\n"] if page.footing else parts))
 
 
 def write_figures(page: Page, folder: Path, kind: Literal["png", "svg"]) -> None:
@@ -76,14 +102,14 @@ def write_figures(page: Page, folder: Path, kind: Literal["png", "svg"]) -> None
         save(chart, folder / f"{chart.chart.key}.{kind}", kind)
 
 
-def _flat(table: Grid) -> Iterator[list[Value]]:
-    """The table's lines, a spread in a column of its own."""
-    spread = [any(row[column].spread is not None for row in table.rows) for column in range(len(table.head))]
+def _flat(grid: Grid) -> Iterator[list[Value]]:
+    """A table's lines, a spread in a column of its own."""
+    spread = [any(row[column].spread is not None for row in grid.rows) for column in range(len(grid.head))]
     head: list[Value] = []
-    for name, has in zip(table.head, spread, strict=True):
+    for name, has in zip(grid.head, spread, strict=True):
         head += [name, f"{name}, sd"] if has else [name]
     yield head
-    for row in table.rows:
+    for row in grid.rows:
         yield [value for cell, has in zip(row, spread, strict=True) for value in _values(cell, spread=has)]
 
 

@@ -17,12 +17,15 @@ __all__ = ["facts", "mismatch", "owners"]
 
 _PLACE = ("system", "cpu", "gpu")
 _UNKNOWN = "not recorded"
+_MANY = 6  # tables of settings that a reader finds at a glance
 
 
 def facts(runs: Sequence[Run], groups: Sequence[Group], labels: Mapping[int, str]) -> Section:
     """The section; ``labels`` by a run's identity."""
     tables = (_settings(f"settings-{number}", group) for number, group in enumerate(groups, start=1))
-    folded = (Folded(table.title, (table,)) for table in tables)
+    folded = tuple(Folded(table.title, (table,)) for table in tables)
+    if len(folded) > _MANY:
+        folded = (Folded(f"All settings of {len(folded)} methods", folded),)
     return Section("facts", "What was run", (Facts(tuple(_facts(runs, labels))), *folded))
 
 
@@ -158,7 +161,7 @@ def _settings(key: str, group: Group) -> Grid:
 def mismatch(runs: Sequence[Run]) -> Iterator[str]:
     """Curves stand in one figure; say so where they do not stand on the same data."""
     if len({repr([run.settings.get("data"), run.settings.get("partition")]) for run in runs if run.settings}) > 1:
-        yield "These runs do not share their data and partition: their accuracies are not comparable."
+        yield "These runs do not share their data and partition: across those, accuracies are not comparable."
         return
     hashes: dict[int | None, set[str]] = {}
     for run in runs:

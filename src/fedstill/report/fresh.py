@@ -8,7 +8,7 @@ from fedstill.report import cells
 from fedstill.report.evaluated import FreshScore
 from fedstill.report.groups import Group, Point, summarise
 from fedstill.report.parts import Grid, Section, Text
-from fedstill.report.results import marked
+from fedstill.report.ranking import marked
 
 __all__ = ["fresh"]
 

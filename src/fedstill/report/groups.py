@@ -12,15 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from fedstill.algorithms import ALGORITHMS
-from fedstill.report.runs import Row, Run
+from fedstill.report.rows import Row
+from fedstill.report.runs import Run
 
-__all__ = ["APART", "Group", "Point", "flatten", "gather", "running", "settings", "summarise", "title"]
+__all__ = [
+    "APART",
+    "Group",
+    "Point",
+    "difference",
+    "flatten",
+    "gather",
+    "labelled",
+    "running",
+    "settings",
+    "summarise",
+    "title",
+]
 
 
 APART = ("seed", "name", "rounds", "engine", "output", "evaluate", "published")
 """What may differ between two runs of one group: none of it changes what is computed, but the seed."""
 
 _TELLING = 3  # settings that a label may name
+_NETWORK = "model."  # what begins the settings of the network that clients train
 
 
 @dataclass(frozen=True)
@@ -129,7 +143,7 @@ def gather(runs: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[str, ...]]:
         else:
             seeds[run.seed] = run
     groups = [Group("", group[0].method, group) for group in (tuple(seeds.values()) for seeds in members.values())]
-    return tuple(_labelled(groups)), tuple(notes)
+    return labelled(groups), tuple(notes)
 
 
 def _repeated(again: Path, first: Path) -> str:
@@ -166,29 +180,54 @@ def settings(group: Group) -> dict[str, Any]:
     return {key: value for key, value in flatten(group.runs[0].settings) if key.partition(".")[0] not in APART}
 
 
-def _labelled(groups: Sequence[Group]) -> Iterator[Group]:
-    names = [title(group.runs[0]) for group in groups]
-    for group, name in zip(groups, names, strict=True):
-        alike = [other for other, its in zip(groups, names, strict=True) if its == name]
-        apart = _difference(group, alike) if len(alike) > 1 else ""
-        yield replace(group, label=f"{name} ({apart})" if apart else name)
+def difference(group: Group, alike: Sequence[Group], keys: Sequence[str] | None = None) -> str:
+    """What tells ``group`` from the others of ``alike``: the one setting that does, else the experiment's name, else a few
+    settings, else the folder's name.
 
+    The network that clients train is one setting, by its name, where names tell networks apart. Of experiments' names, what
+    all begin with is left out: ``digits-feddgm`` and ``digits-feddgm-hard`` are called by nothing and ``hard``.
 
-def _difference(group: Group, alike: Sequence[Group]) -> str:
-    """What tells ``group`` from its namesakes: the one setting that does, else the experiment's name, else a few settings,
-    else the folder's name.
-
-    Of names, what all begin with is left out: ``digits-feddgm`` and ``digits-feddgm-hard`` are called by nothing and
-    ``hard``.
+    Args:
+        group: one of ``alike``.
+        alike: groups of one title.
+        keys: settings that count; None: all.
     """
-    tables = [{key: str(value) for key, value in settings(other).items()} for other in alike]
-    keys = [key for key in {key: None for table in tables for key in table} if len({t.get(key) for t in tables}) > 1]
+    tables = _told(alike, keys)
+    own = tables[alike.index(group)]
+    apart = [key for key in {key: None for table in tables for key in table} if len({t.get(key) for t in tables}) > 1]
     names = [other.runs[0].name for other in alike]
-    if len(keys) == 1 or (len(keys) <= _TELLING and len(set(names)) < len(names)):
-        own = tables[alike.index(group)]
-        return ", ".join(f"{key.rpartition('.')[2]} {own.get(key, 'unset')}" for key in keys)
+    if len(apart) == 1 or (len(apart) <= _TELLING and len(set(names)) < len(names)):
+        return ", ".join(
+            own[key] if key == _NETWORK else f"{key.rpartition('.')[2]} {own.get(key, 'unset')}" for key in apart
+        )
     if len(set(names)) < len(names):
         return group.runs[0].folder.resolve().name
     parts = [name.split("-") for name in names]
     shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False)))
     return "-".join(parts[alike.index(group)][shared:])
+
+
+def _told(groups: Sequence[Group], keys: Sequence[str] | None) -> list[dict[str, str]]:
+    """Settings as text; the network's as one, where its name says it all."""
+    tables = [
+        {key: str(value) for key, value in settings(group).items() if keys is None or key in keys} for group in groups
+    ]
+    networks = [{key: value for key, value in table.items() if key.startswith(_NETWORK)} for table in tables]
+    titles = [network.get("model.label") or network.get("model.name", "") for network in networks]
+    if len({str(network) for network in networks}) != len(set(titles)) or not all(titles):
+        return tables
+    return [
+        {key: value for key, value in table.items() if key not in network} | {_NETWORK: title}
+        for table, network, title in zip(tables, networks, titles, strict=True)
+    ]
+
+
+def labelled(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """The groups, each called by its method and by what tells it from those of the same method."""
+    names = [title(group.runs[0]) for group in groups]
+    found = []
+    for group, name in zip(groups, names, strict=True):
+        alike = [other for other, its in zip(groups, names, strict=True) if its == name]
+        apart = difference(group, alike) if len(alike) > 1 else ""
+        found.append(replace(group, label=f"{name} ({apart})" if apart else name))
+    return tuple(found)

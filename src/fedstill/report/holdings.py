@@ -12,11 +12,13 @@ from fedstill.report.facts import owners
 from fedstill.report.groups import Group, Point, summarise
 from fedstill.report.parts import Block, Cell, Folded, Grid, Section, Text
 from fedstill.report.roles import baseline, differ
-from fedstill.report.runs import ClientRow, Holding, Run
+from fedstill.report.rows import ClientRow
+from fedstill.report.runs import Holding, Run
 
 __all__ = ["holdings"]
 
 _WIDE = 30  # classes that stand side by side
+_FEW = 4  # methods that have room beside who held what
 _LONG = 30  # clients that a reader sees without opening a table
 _SAY = (
     "Images by client and class, before each client keeps its own validation and test images apart. Entropy: of the client’s "
@@ -40,6 +42,26 @@ class _Outcome:
 
     group: Group
     shares: Mapping[str, Point]
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """What clients reached.
+
+    Attributes:
+        outcomes: by method.
+        source: by client, which of its own images it was scored on.
+        base: what the others are compared with.
+    """
+
+    outcomes: Sequence[_Outcome]
+    source: Mapping[str, str]
+    base: _Outcome | None
+
+    @property
+    def mixed(self) -> bool:
+        """Whether that differs by client; else a note says it once."""
+        return len(set(self.source.values())) > 1
 
 
 def holdings(runs: Sequence[Run], groups: Sequence[Group], labels: Mapping[int, str]) -> Section | None:
@@ -71,16 +93,18 @@ def _dealt(runs: Sequence[Run], groups: Sequence[Group], labels: Mapping[int, st
 def _blocks(key: str, dealt: _Dealt) -> list[Block]:
     holding = dealt.holding
     unequal = heterogeneity(holding.counts)
-    outcomes, source = _outcomes(dealt)
-    base = baseline([each.group for each in outcomes])
+    reached = _outcomes(dealt)
     wide = len(holding.classes) > _WIDE
-    table = _table(key, dealt, unequal, outcomes, source, base, wide=wide)
-    blocks: list[Block] = [table if len(table.rows) <= _LONG else Folded(table.title, (table,))]
+    long = len(holding.counts) > _LONG
+    made = [_table(key, dealt, unequal, reached, wide=wide)]
+    if len(reached.outcomes) > _FEW:
+        made.append(_beside(f"{key}-reached", dealt, reached))
+    blocks: list[Block] = [Folded(table.title, (table,)) if long else table for table in made]
     if wide:
-        blocks.append(_tall(f"{key}-classes", holding))
-    if outcomes:
+        blocks.insert(1, _tall(f"{key}-classes", holding))
+    if reached.outcomes:
         # above a long table: what it comes to
-        blocks.insert(0 if len(table.rows) > _LONG else len(blocks), _spread(f"{key}-outcomes", outcomes, base))
+        blocks.insert(0 if long else len(blocks), _spread(f"{key}-outcomes", reached))
     if unequal.mean_distance is not None:
         distance = words.percent(unequal.mean_distance)
         told = f"Between two clients, {distance} of the images would have to change class, on average over all pairs."
@@ -88,26 +112,16 @@ def _blocks(key: str, dealt: _Dealt) -> list[Block]:
     return blocks
 
 
-def _table(
-    key: str,
-    dealt: _Dealt,
-    unequal: Heterogeneity,
-    outcomes: Sequence[_Outcome],
-    source: Mapping[str, str],
-    base: Group | None,
-    *,
-    wide: bool,
-) -> Grid:
+def _table(key: str, dealt: _Dealt, unequal: Heterogeneity, reached: _Reached, *, wide: bool) -> Grid:
+    """Who held what; and beside it what came of it, where methods are few."""
     holding = dealt.holding
     largest = max(map(max, holding.counts.values()), default=0)
-    of = next((each for each in outcomes if each.group is base), None)
-    others = [each for each in outcomes if each is not of]
+    few = 0 < len(reached.outcomes) <= _FEW
+    others = [each for each in reached.outcomes if each is not reached.base]
     head = ["Client", *(["Classes held", "Largest share"] if wide else holding.classes), "All", "Entropy", "Distance"]
-    mixed = len(set(source.values())) > 1  # else the note says it once
-    if outcomes:
-        head += ["Scored on"] if mixed else []
-        head += [each.group.label for each in outcomes]
-        head += [f"{each.group.label} − {of.group.label}" for each in others if of is not None]
+    if few:
+        head += _head(reached)
+        head += [f"{each.group.label} − {reached.base.group.label}" for each in others if reached.base is not None]
     rows = []
     for client, counts in holding.counts.items():
         row = [cells.word(client)]
@@ -121,22 +135,45 @@ def _table(
             cells.figure(unequal.entropy[client]),
             cells.percent(unequal.distance[client]),
         ]
-        if outcomes:
-            row += [cells.word(source.get(client, words.DASH))] if mixed else []
-            row += [cells.percent(each.shares.get(client)) for each in outcomes]
-            row += [_gain(each.shares.get(client), of.shares.get(client)) for each in others if of is not None]
+        if few:
+            row += [cells.word(reached.source.get(client, words.DASH))] if reached.mixed else []
+            row += [cells.percent(each.shares.get(client)) for each in reached.outcomes]
+            row += [_gain(each, reached.base, client) for each in others if reached.base is not None]
         rows.append(tuple(row))
-    note = ""
-    if outcomes:
-        images = "test or validation" if mixed else next(iter(source.values()))
-        note = (
-            f"Under a method’s name: accuracy after its last round, of the model that a client received, on its own {images} "
-            "images, which take no part in training."
-        )
-    if of is not None and others:
-        note += f" On the right: points gained or lost against {of.group.label}. {_beyond(outcomes)}"
+    note = _source_note(reached) if few else ""
+    if few and reached.base is not None and others:
+        note += f" On the right: points gained or lost against {reached.base.group.label}. {_beyond(reached.outcomes)}"
     title = f"Clients and classes: {dealt.owners}" if dealt.owners else "Clients and classes"
     return Grid(key, title, tuple(head), tuple(rows), note=note)
+
+
+def _beside(key: str, dealt: _Dealt, reached: _Reached) -> Grid:
+    """What came of it, method by method; who gains and who loses is marked in place."""
+    rows = []
+    for client in dealt.holding.counts:
+        row = [cells.word(client)]
+        row += [cells.word(reached.source.get(client, words.DASH))] if reached.mixed else []
+        for each in reached.outcomes:
+            gained = _gain(each, reached.base, client).tone if each is not reached.base else ""
+            row.append(cells.percent(each.shares.get(client), tone=gained))
+        rows.append(tuple(row))
+    note = _source_note(reached)
+    if reached.base is not None:
+        note += f" Marked against {reached.base.group.label}. {_beyond(reached.outcomes)}"
+    title = "What each client reached" + (f": {dealt.owners}" if dealt.owners else "")
+    return Grid(key, title, ("Client", *_head(reached)), tuple(rows), 2 if reached.mixed else 1, note)
+
+
+def _head(reached: _Reached) -> list[str]:
+    return [*(["Scored on"] if reached.mixed else []), *(each.group.label for each in reached.outcomes)]
+
+
+def _source_note(reached: _Reached) -> str:
+    images = "test or validation" if reached.mixed else next(iter(reached.source.values()))
+    return (
+        f"Under a method’s name: accuracy after its last round, of the model that a client received, on its own {images} "
+        "images, which take no part in training."
+    )
 
 
 def _held(count: int, largest: int) -> Cell:
@@ -154,7 +191,7 @@ def _tall(key: str, holding: Holding) -> Folded:
     return Folded(f"All {len(holding.classes)} classes", (table,))
 
 
-def _outcomes(dealt: _Dealt) -> tuple[list[_Outcome], dict[str, str]]:
+def _outcomes(dealt: _Dealt) -> _Reached:
     """What clients reached after the last round, and which of their own images they were scored on."""
     last = {id(run): {row.client: row for row in run.rows[-1].clients} for _, runs in dealt.members for run in runs}
     tested = {
@@ -176,7 +213,8 @@ def _outcomes(dealt: _Dealt) -> tuple[list[_Outcome], dict[str, str]]:
                 source[client] = "test" if client in tested else "validation"
         if shares:
             outcomes.append(_Outcome(group, shares))
-    return outcomes, source
+    base = baseline([each.group for each in outcomes])
+    return _Reached(outcomes, source, next((each for each in outcomes if each.group is base), None))
 
 
 def _share(row: ClientRow | None, *, test: bool) -> float | None:
@@ -187,11 +225,12 @@ def _share(row: ClientRow | None, *, test: bool) -> float | None:
     return row.validation
 
 
-def _gain(one: Point | None, base: Point | None) -> Cell:
-    if one is None or base is None:
+def _gain(each: _Outcome, base: _Outcome | None, client: str) -> Cell:
+    one, other = each.shares.get(client), base.shares.get(client) if base is not None else None
+    if one is None or other is None:
         return cells.signed(None)
-    difference = one.mean - base.mean
-    if not differ(one, base):
+    difference = one.mean - other.mean
+    if not differ(one, other):
         return cells.signed(difference)
     return cells.signed(difference, tone="gain" if difference > 0 else "loss")
 
@@ -203,12 +242,12 @@ def _beyond(outcomes: Sequence[_Outcome]) -> str:
     return "▲ better, ▼ worse: by more than both standard deviations over seeds together."
 
 
-def _spread(key: str, outcomes: Sequence[_Outcome], base: Group | None) -> Grid:
+def _spread(key: str, reached: _Reached) -> Grid:
     """What the clients' outcomes come to: a mean may hide those who lose."""
-    of = next((each for each in outcomes if each.group is base), None)
-    compared = of is not None and len(outcomes) > 1
+    of = reached.base
+    compared = of is not None and len(reached.outcomes) > 1
     rows = []
-    for each in outcomes:
+    for each in reached.outcomes:
         means = {client: point.mean for client, point in each.shares.items()}
         worst = min(means, key=lambda client: (means[client], client))
         row = [
@@ -221,7 +260,7 @@ def _spread(key: str, outcomes: Sequence[_Outcome], base: Group | None) -> Grid:
         ]
         if compared and of is not None:
             both = [client for client in means if client in of.shares]
-            gains = [_gain(each.shares[client], of.shares[client]).tone for client in both]
+            gains = [_gain(each, of, client).tone for client in both]
             row += [cells.count(None if each is of else gains.count(tone)) for tone in ("gain", "loss")]
         rows.append(tuple(row))
     head = ["Method", "Worst client", "Clients", "Mean", "Median", "Worst"]

@@ -127,19 +127,30 @@ def _strangers(legends: Collection[str], chart: Drawn) -> list[Trace]:
 
 
 def _switches(page: Page) -> Iterator[str]:
-    """A rule for each series: without its tick, in whichever legend, it is not drawn."""
+    """Rules for each series: without its tick, in whichever legend, it is not drawn; pointed at there, it stands out."""
     known = dict.fromkeys(_legends(page))
     for chart in charts(page):
         known |= dict.fromkeys(trace.series for trace in _strangers(known, chart))
     for name in map(series_id, known):
         yield f"body:has(.switch-{name}:not(:checked)) .{name} {{ display: none; }}"
+        pointed = f"label:hover > .switch-{name}, .switch-{name}:focus-visible"
+        yield f"body:has({pointed}) svg.figure:has(.{name}) g[class^=series-]:not(.{name}) {{ opacity: .15; }}"
 
 
 def _rows(table: Grid) -> Markup:
     """The body of a table. Here and not in the template: a page may have a hundred thousand cells."""
     lines = []
+    heading = None
     for row in table.rows:
-        cells = [_cell(cell, words=index < table.words, head=index == 0) for index, cell in enumerate(row)]
+        if table.grouped and row[0].text != heading:
+            heading = row[0].text
+            width = len(table.head) - 1
+            lines.append(
+                f'<tr class="group"><th scope="rowgroup" colspan="{width}"><span>{escape(heading)}</span></th></tr>'
+            )
+        own = row[1:] if table.grouped else row
+        words = table.words - 1 if table.grouped else table.words
+        cells = [_cell(cell, words=index < words, head=index == 0) for index, cell in enumerate(own)]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return Markup("\n".join(lines))
 

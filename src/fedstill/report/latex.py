@@ -37,21 +37,27 @@ def tabular(table: Grid) -> str:
 
     The best of a column is bold, a published value grey; both by commands that a paper may define otherwise before.
     """
-    left = "l" * table.words + "r" * (len(table.head) - table.words)
+    first = 1 if table.grouped else 0
+    columns = len(table.head) - first
+    words = table.words - first
     lines = [
         f"% {_line(table.title)}. Needs \\usepackage{{booktabs}} and \\usepackage{{xcolor}}.",
         *([f"% {_line(table.note)}"] if table.note else []),
         r"\providecommand{\fedstillbest}[1]{\textbf{#1}}",
         r"\providecommand{\fedstillpublished}[1]{\textcolor{gray}{#1}}",
-        f"\\begin{{tabular}}{{{left}}}",
+        f"\\begin{{tabular}}{{{'l' * words}{'r' * (columns - words)}}}",
         r"\toprule",
-        " & ".join(map(escape, table.head)) + r" \\",
-        r"\midrule",
-        *(" & ".join(map(_cell, row)) + r" \\" for row in table.rows),
-        r"\bottomrule",
-        r"\end{tabular}",
+        " & ".join(map(escape, table.head[first:])) + r" \\",
     ]
-    return "\n".join(lines) + "\n"
+    heading = None
+    for index, row in enumerate(table.rows):
+        if index == 0 or (first and row[0].text != heading):
+            lines.append(r"\midrule")
+        if first and row[0].text != heading:
+            heading = row[0].text
+            lines.append(rf"\multicolumn{{{columns}}}{{l}}{{\textit{{{escape(heading)}}}}} \\")
+        lines.append(" & ".join(map(_cell, row[first:])) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def escape(text: str) -> str:

@@ -11,8 +11,9 @@ from fedstill.report.accuracy import line_table
 from fedstill.report.costs import MOST_ROWS
 from fedstill.report.groups import Group
 from fedstill.report.parts import Axis, Block, Cell, Chart, Folded, Grid, Heat, Lines, Section, Style, Text, Trace
-from fedstill.report.runs import Matching, Row, Run
-from fedstill.report.series import key_of
+from fedstill.report.rows import Matching, Row
+from fedstill.report.runs import Run
+from fedstill.report.series import key_of, styles
 
 __all__ = ["failures", "matching"]
 
@@ -37,7 +38,7 @@ def matching(groups: Sequence[Group], labels: Mapping[int, str]) -> Section | No
         for run in group.runs:
             blocks += _told(run, labels[id(run)])
         blocks += _drawn(f"matching-{index + 1}", group)
-    blocks += _agreement(distilled)
+    blocks += _agreement(distilled, styles(groups))
     blocks.append(Text(_SAY, "mute"))
     return Section("matching", "Matching", tuple(blocks))
 
@@ -180,7 +181,7 @@ def _every(key: str, group: Group, found: Sequence[tuple[int, str, Matching]]) -
     return Grid(key, f"Matching of {group.first}", head, rows)
 
 
-def _agreement(distilled: Sequence[tuple[int, Group]]) -> Iterator[Block]:
+def _agreement(distilled: Sequence[tuple[int, Group]], look: Mapping[str, Style]) -> Iterator[Block]:
     """Agreement of the two gradients by round: the mean over clients, then over seeds."""
     curves = {(index, group.label): curve for index, group in distilled if (curve := group.over(_mean_agreement))}
     if not curves:
@@ -203,7 +204,7 @@ def _agreement(distilled: Sequence[tuple[int, Group]]) -> Iterator[Block]:
             Trace(
                 f"g{index}-agreement",
                 label,
-                Style(index),
+                look[label],
                 tuple(curve),
                 tuple(point.mean for point in curve.values()),
                 tuple(point.spread for point in curve.values()),

@@ -8,14 +8,15 @@ from fedstill.report import facts
 from fedstill.report.ablation import ablation
 from fedstill.report.accuracy import accuracy
 from fedstill.report.classes import classes
-from fedstill.report.costs import costs
+from fedstill.report.costs import costs, total
+from fedstill.report.domains import domains
 from fedstill.report.fresh import fresh
 from fedstill.report.groups import Group, gather, title
 from fedstill.report.holdings import holdings
 from fedstill.report.images import images
 from fedstill.report.matching import failures, matching
 from fedstill.report.pareto import pareto
-from fedstill.report.parts import Page, Section
+from fedstill.report.parts import Block, Folded, Page, Section
 from fedstill.report.results import results
 from fedstill.report.runs import UNFINISHED, Run
 from fedstill.report.series import series
@@ -26,7 +27,9 @@ from fedstill.report.verdict import verdict
 
 __all__ = ["build", "called"]
 
-_NAMES = 5  # groups that the title names one by one
+_LONG = 30  # rows of a table that a reader sees without opening it
+_NAMES = 5  # groups that the title names one by one; of more, it names their methods
+_MOST_NAMES = 8
 
 
 def build(runs: Sequence[Run], *, live: int | None = None) -> Page:
@@ -42,7 +45,7 @@ def build(runs: Sequence[Run], *, live: int | None = None) -> Page:
     return Page(
         title=_title(groups, runs),
         verdict=verdict(groups),
-        footing=_footing(groups),
+        footing=" ".join(filter(None, (_footing(groups), total(counted, labels)))),
         notes=(*facts.mismatch(counted), *_seeds(groups), *notes, *missing),
         sections=tuple(_sections(runs, groups, labels)),
         live=live,
@@ -57,15 +60,22 @@ def called(runs: Sequence[Run]) -> list[tuple[str, Run]]:
 
 def _title(groups: Sequence[Group], runs: Sequence[Run]) -> str:
     names = [group.label for group in groups] or [title(run) for run in runs]
-    return ", ".join(names if len(names) <= _NAMES else dict.fromkeys(title(group.runs[0]) for group in groups))
+    if len(names) > _NAMES:
+        names = list(dict.fromkeys(title(group.runs[0]) for group in groups))
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names) if more < 2 else f"{', '.join(names[:_MOST_NAMES])} and {more} more"
 
 
 def _sections(runs: Sequence[Run], groups: Sequence[Group], labels: Mapping[int, str]) -> Iterator[Section]:
     lines = series(groups)
     counted = [run for group in groups for run in group.runs]
+    own = domains(groups)
+    tables: list[Block] = [*results(groups), *([own] if own is not None else [])]
     if lines:
-        table = results(groups)
-        yield Section("numbers", "The numbers", (numbers(lines),) if table is None else (table, numbers(lines)))
+        every = numbers(lines)
+        tables.append(Folded(every.title, (every,)) if len(every.rows) > _LONG else every)
+    if tables:
+        yield Section("numbers", "The numbers", tuple(tables))
     yield facts.facts(runs, groups, labels)
     made = (
         accuracy(lines),

@@ -26,6 +26,7 @@ __all__ = [
     "Lines",
     "Mark",
     "Page",
+    "Panels",
     "Scatter",
     "Section",
     "Sheet",
@@ -75,7 +76,8 @@ class Grid:
         rows: as long as ``head`` each.
         words: so many columns at the left are words, the others numbers.
         note: a sentence under it; may be empty.
-        paper: a result as a paper prints it, which gets a LaTeX file too.
+        paper: a result as a paper prints it, which gets a LaTeX and a Markdown file too.
+        grouped: rows that share their first cell stand under it as a heading where the table is drawn.
     """
 
     key: str
@@ -85,6 +87,7 @@ class Grid:
     words: int = 1
     note: str = ""
     paper: bool = False
+    grouped: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class Trace:
         series: what it is switched by: the same in every chart of a page that shows the same method and model.
         label: what a reader calls it.
         spreads: half the height of its band, by point; None where it has none.
+        panel: in which panel of its chart it stands; empty where the chart is one.
     """
 
     series: str
@@ -127,6 +131,7 @@ class Trace:
     xs: Sequence[float]
     ys: Sequence[float]
     spreads: Sequence[float | None] = ()
+    panel: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,7 @@ class Mark:
     label: str
     style: Style
     y: float
+    panel: str = ""
 
 
 @dataclass(frozen=True)
@@ -158,14 +164,30 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Panels:
+    """Small charts of the same axes.
+
+    Attributes:
+        names: in their order.
+        columns: so many stand side by side; 0: as many as there is room for.
+        context: the traces of all others stand in grey behind each one's own.
+    """
+
+    names: tuple[str, ...]
+    columns: int = 0
+    context: bool = False
+
+
+@dataclass(frozen=True)
 class Lines:
-    """Curves with bands."""
+    """Curves with bands: in one chart, or each in the panel that it names."""
 
     chart: Chart
     traces: tuple[Trace, ...]
     x: Axis
     y: Axis
     marks: tuple[Mark, ...] = ()
+    panels: Panels | None = None
 
 
 @dataclass(frozen=True)

@@ -1,199 +1,256 @@
-"""A table as papers print it: rows are methods, columns are settings and networks."""
+"""Tables as papers print them.
+
+With several settings *and* several networks, rows are methods under a heading for each setting, and columns are networks and
+their average (FedDGM's Table 1); the averages then have a table of their own, methods × settings (its Tables 2 and 3). With
+one of either, rows are methods and columns are settings or networks; so many columns that they do not read as a table are
+laid out the first way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from statistics import fmean
 
-from fedstill.report import cells
-from fedstill.report.families import shown, varied
-from fedstill.report.groups import Group, Point, settings, title
-from fedstill.report.parts import Cell, Grid
-from fedstill.report.roles import client_model, differ, network, network_title, published, table
+from fedstill.report import cells, words
+from fedstill.report.groups import Group, summarise
+from fedstill.report.layout import Layout, layout
+from fedstill.report.networks import Scored, scored
+from fedstill.report.parts import Grid
+from fedstill.report.ranking import RANKED, UNEVEN, Column, Figure, lay, uneven
+from fedstill.report.roles import AVERAGE, client_model, published, published_average, standing
 
-__all__ = ["marked", "networks", "results"]
+__all__ = ["Stand", "Stands", "results", "standings", "stands"]
 
-_MOST_KEYS, _MOST_COLUMNS = 3, 12  # more do not read as a table: each group gets a row of its own instead
+_AVERAGES = "results-averages"
+_MOST_COLUMNS = 12  # more do not read as a table
 
-_NOTE = (
-    "Accuracy after the last round, mean ± sample standard deviation over seeds. The best of a column is marked where both it "
-    "and the second have several seeds and it is ahead by more than their standard deviations together, which is no test of "
-    "significance; a ceiling does not compete."
-)
+_NOTE = f"Accuracy after the last round, mean ± sample standard deviation over seeds. {RANKED}"
+
+
+def results(groups: Sequence[Group]) -> tuple[Grid, ...]:
+    """The table, and one of averages over networks where there are several settings; none where there is one group alone, or
+    nothing was scored.
+    """
+    there = [group for group in groups if client_model(group)]
+    if len(there) < 2:
+        return ()
+    table = _Table.of(there)
+    columns = len(table.layout.settings) * len(table.networks)
+    if len(table.layout.settings) == 1 or (len(table.networks) == 1 and columns <= _MOST_COLUMNS):
+        return (table.compact(),)
+    return (table.by_setting(), *table.averages())
+
+
+def standings(groups: Sequence[Group]) -> str:
+    """What is said under a table of rows that are no methods of their own."""
+    told = {standing(group) for group in groups}
+    control = " Control: what the generator gives with no client’s data." if "control" in told else ""
+    return control + (" Ceiling: all data in one place." if "ceiling" in told else "")
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """Which group and model stand in which row, setting and network; ``columns``: what a setting is called."""
+class Stand:
+    """Where a figure stands: ``method``, the row; ``places``, the settings and networks at which it was reached."""
 
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    places: Mapping[tuple[str, str, str], tuple[Group, str]]
-
-
-def results(groups: Sequence[Group]) -> Grid | None:
-    """None where there is one group alone, or nothing was scored."""
-    scored = [group for group in groups if client_model(group)]
-    if len(scored) < 2:
-        return None
-    names = networks(scored)
-    layout = _layout(scored, names)
-    found = list({name: None for group in scored for name in names[group.label]})
-    head, columns, drawn, uneven = [], [], False, False
-    for setting in layout.columns:
-        for name in found:
-            its = [layout.places.get((row, setting, name)) for row in layout.rows]
-            points = [_last(*place) if place is not None else None for place in its]
-            if not any(points):
-                continue
-            heading = ": ".join(text for text in (setting, name if len(found) > 1 else "") if text) or name
-            head.append(heading)
-            ranked = [place is not None and not place[0].pooled for place in its]
-            ends = {
-                max(place[0].curve(place[1])) for place, competes in zip(its, ranked, strict=True) if place and competes
-            }
-            # a method that is still at work, or was stopped, is not behind yet
-            uneven = uneven or len(ends) > 1
-            columns.append(marked(points, ranked=ranked if len(ends) == 1 else [False] * len(its)))
-            known = [published(*place) if place is not None else None for place in its]
-            if any(value is not None for value in known):
-                drawn = True
-                head.append(f"{heading}, published")
-                columns.append([cells.percent(value, tone="mute") for value in known])
-    rows = tuple(
-        (cells.word(row), *values) for row, values in zip(layout.rows, zip(*columns, strict=True), strict=True)
-    )
-    note = _NOTE + (" Where methods have not come to the same round, none is marked." if uneven else "")
-    note += " In grey: published values." if drawn else ""
-    return Grid("results", "Accuracy by method and setting", ("Method", *head), rows, note=note, paper=True)
+    method: str
+    places: tuple[str, ...]
 
 
-def marked(column: Sequence[Point | None], *, ranked: Sequence[bool] | None = None) -> list[Cell]:
-    """A column of accuracies, its best marked if it is ahead of the second by more than their spread, which needs seeds.
+@dataclass(frozen=True)
+class Stands:
+    """The table's order, for what else is drawn of the same figures.
 
-    ``ranked``: which of them compete; the others, such as a ceiling, are neither best nor second.
+    Attributes:
+        methods: rows that have a figure.
+        places: settings and networks as a reader calls them, setting by setting.
+        networks: how many places there are of a setting.
+        where: by group's label and model.
     """
-    among = ranked if ranked is not None else [True] * len(column)
-    competing = sorted(
-        (point for point, competes in zip(column, among, strict=True) if competes and point is not None),
-        key=lambda point: -point.mean,
-    )
-    # with one seed the spread is not known, so that no lead can exceed it
-    ahead = (
-        len(competing) > 1
-        and all(point.spread is not None for point in competing[:2])
-        and differ(competing[0], competing[1])
-    )
-    return [
-        cells.percent(point, tone="best" if ahead and competes and point is competing[0] else "")
-        for point, competes in zip(column, among, strict=True)
-    ]
+
+    methods: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
+    networks: int = 1
+    where: Mapping[tuple[str, str], Stand] = field(default_factory=dict)
 
 
-def networks(groups: Sequence[Group]) -> dict[str, dict[str, str]]:
-    """By group's label, the name of each network and the model that it is scored as.
-
-    What clients train is scored as ``global`` by one method and as ``surrogate`` by another; here it goes by the experiment's
-    name for it, with what tells it from its namesakes. Where a server trains a network of that name too, which may be of
-    another size, it is called the clients', unless a label of the user's says that the two are one.
-    """
-    by_title: dict[str, dict[str, Group]] = {}
-    for group in groups:
-        by_title.setdefault(network_title(group), {}).setdefault(network(group), group)
-    others = {model for group in groups for model in group.models if model != client_model(group)}
+def stands(groups: Sequence[Group]) -> Stands:
+    """Where each model that was scored stands in the table, in the order of the groups."""
+    there = [group for group in groups if client_model(group)]
+    if not there:
+        return Stands()
+    table = _Table.of(there)
     found = {}
-    for group in groups:
-        own = client_model(group)
-        name = network_title(group) or own
-        name += _apart(group, list(by_title[network_title(group)].values()))
-        if name in others and "label" not in table(group, "model"):
-            name = f"clients’ {name}"
-        found[group.label] = {(name if model == own else model): model for model in group.models}
-    return found
-
-
-def _apart(group: Group, alike: Sequence[Group]) -> str:
-    """What tells the group's network from others of its name: `` (depth 3, width 32)``; empty where there are none."""
-    own = table(group, "model")
-    tables = [table(other, "model") for other in alike]
-    keys = [
-        key
-        for key in dict.fromkeys(key for each in tables for key in each)
-        if key != "label" and len({str(each.get(key)) for each in tables}) > 1
-    ]
-    return f" ({', '.join(f'{key} {shown(own.get(key))}' for key in keys)})" if keys else ""
-
-
-def _last(group: Group, model: str) -> Point | None:
-    curve = group.curve(model)
-    return curve[max(curve)] if curve else None
-
-
-def _layout(groups: Sequence[Group], names: Mapping[str, Mapping[str, str]]) -> _Layout:
-    keys = _keys(groups)
-    columns = _columns(groups, keys)
-    fits = len(keys) <= _MOST_KEYS and len(columns) <= _MOST_COLUMNS and not _unwieldy(groups, keys)
-    places: dict[tuple[str, str, str], tuple[Group, str]] = {}
-    for group in groups if fits else ():
-        for setting, values in columns.items():
-            if _matches(_values(group, keys), values):
-                for name, model in names[group.label].items():
-                    place = (title(group.runs[0]), setting, name)
-                    fits = fits and place not in places
-                    places[place] = (group, model)
-    if fits:
-        return _Layout(tuple(dict.fromkeys(title(group.runs[0]) for group in groups)), tuple(columns), places)
-    return _Layout(
-        tuple(group.label for group in groups),
-        ("",),
-        {(group.label, "", name): (group, model) for group in groups for name, model in names[group.label].items()},
+    for group in there:
+        row, settings = table.layout.places[group.label]
+        by_model = {one.model: one for one in table.found[group.label]}
+        for model in (model for model in group.models if group.curve(model)):
+            one = by_model[model]
+            places = tuple(table.called(setting, name) for setting in settings for name in one.names)
+            found[group.label, model] = Stand(_said((row, one.reading)), places)
+    taken = {name for stand in found.values() for name in stand.places}
+    every = (table.called(setting, name) for setting in table.layout.settings for name in table.networks)
+    methods = {stand.method for stand in found.values()}
+    return Stands(
+        tuple(name for name in map(_said, table.rows) if name in methods),
+        tuple(name for name in every if name in taken),
+        len(table.networks),
+        found,
     )
 
 
-def _keys(groups: Sequence[Group]) -> tuple[str, ...]:
-    """Settings that make a column: data and partition wherever they differ, an algorithm's own where a method varies them.
+_Row = tuple[str, str]
+"""A method, and which reading of its network: empty, or such as ``prototypes``."""
 
-    The network that clients train makes a column by its name.
+
+@dataclass(frozen=True)
+class _Table:
+    """What stands where.
+
+    Attributes:
+        groups: those that were scored.
+        layout: where they stand.
+        found: by group's label, what it scores.
+        rows: in their order.
+        networks: columns, in their order.
+        averaged: networks that the average is over; none where they are fewer than two.
     """
-    shared = {key for key in varied(groups) if key.partition(".")[0] not in ("algorithm", "model")}
-    own = {
-        key
-        for method in {group.method for group in groups}
-        for key in varied([group for group in groups if group.method == method])
-        if key.startswith("algorithm.")
-    }
-    order = {key: None for group in groups for key in settings(group)}
-    return tuple(key for key in order if key in shared | own)
+
+    groups: Sequence[Group]
+    layout: Layout
+    found: Mapping[str, Sequence[Scored]]
+    rows: Sequence[_Row]
+    networks: Sequence[str]
+    averaged: Sequence[str]
+
+    @classmethod
+    def of(cls, groups: Sequence[Group]) -> _Table:
+        found = scored(groups)
+        every = [(group, one) for group in groups for one in found[group.label]]
+        laid = layout(
+            groups,
+            {label: [f"{one.reading}/{name}" for one in its for name in one.names] for label, its in found.items()},
+        )
+        rows = {(laid.places[group.label][0], one.reading): None for group, one in every}
+        networks = list({name: None for _, one in every for name in one.names})
+        counted = {one.names[-1] for _, one in every if one.named}
+        averaged = [name for name in networks if name in counted]
+        return cls(
+            groups,
+            laid,
+            found,
+            sorted(rows, key=lambda row: (laid.rows.index(row[0]), row[1])),  # a method's readings stand below it
+            networks,
+            averaged if len(averaged) > 1 else [],
+        )
+
+    def called(self, setting: str, name: str) -> str:
+        """A setting's network; where all settings have the same one, the setting alone."""
+        return ": ".join(filter(None, (setting, name if len(self.networks) > 1 else ""))) or name
+
+    def _scored(self, row: _Row, setting: str, name: str) -> tuple[Group, Scored] | None:
+        return next(
+            (
+                (group, one)
+                for group in self.layout.at(row[0], setting, self.groups)
+                for one in self.found[group.label]
+                if one.reading == row[1] and name in one.names
+            ),
+            None,
+        )
+
+    def _column(self, rows: Sequence[_Row], setting: str, name: str) -> Column:
+        read = self._mean if name == AVERAGE else self._one
+        return [read(row, setting, name) for row in rows]
+
+    def _one(self, row: _Row, setting: str, name: str) -> Figure | None:
+        if (found := self._scored(row, setting, name)) is None:
+            return None
+        group, one = found
+        curve = group.curve(one.model)
+        last = max(curve)
+        # of a figure that stands in two columns, the published one is the server network's
+        known = published(group, one.model) if name == one.names[-1] else None
+        return Figure(curve[last], frozenset([last]), not group.pooled, known)
+
+    def _mean(self, row: _Row, setting: str, name: str) -> Figure | None:
+        """The mean over networks of each seed, then over seeds: where all networks were scored with the same seeds."""
+        its = [found for each in self.averaged if (found := self._scored(row, setting, each)) is not None]
+        if not its or row[1]:
+            return None
+        known = next((value for group, _ in its if (value := published_average(group)) is not None), None)
+        ends = [max(group.curve(one.model)) for group, one in its]
+        by_seed = [
+            {run.seed: run.by_round[last].accuracy[one.model] for run in group.runs}
+            for (group, one), last in zip(its, ends, strict=True)
+        ]
+        complete = len(its) == len(self.averaged) and all(each.keys() == by_seed[0].keys() for each in by_seed)
+        point = summarise([fmean(each[seed] for each in by_seed) for seed in by_seed[0]]) if complete else None
+        return Figure(point, frozenset(ends), not its[0][0].pooled, known)
+
+    def compact(self) -> Grid:
+        """A column for each setting and network."""
+        names = [*self.networks, *([AVERAGE] if self.averaged else [])]
+        places = [(setting, name) for setting in self.layout.settings for name in names]
+        columns = [self._column(self.rows, *place) for place in places]
+        heads = [self.called(*place) for place in places]
+        return self._grid("results", "Accuracy by method and setting", heads, {"": (self.rows, columns)})
+
+    def by_setting(self) -> Grid:
+        """Rows by setting, and a column for each network."""
+        names = [*self.networks, *([AVERAGE] if self.averaged else [])]
+        blocks = {}
+        for setting in self.layout.settings:
+            rows = [row for row in self.rows if any(self._scored(row, setting, name) for name in self.networks)]
+            blocks[setting] = (rows, [self._column(rows, setting, name) for name in names])
+        return self._grid("results", "Accuracy by setting and method", names, blocks)
+
+    def averages(self) -> tuple[Grid, ...]:
+        """A column for each setting; none where there is no average."""
+        rows = [row for row in self.rows if not row[1]]
+        columns = [self._column(rows, setting, AVERAGE) for setting in self.layout.settings]
+        if not any(figure is not None and figure.point is not None for column in columns for figure in column):
+            return ()
+        title = "Average over networks, by method and setting"
+        return (self._grid(_AVERAGES, title, self.layout.settings, {"": (rows, columns)}),)
+
+    def _grid(
+        self, key: str, title: str, names: Sequence[str], blocks: Mapping[str, tuple[Sequence[_Row], Sequence[Column]]]
+    ) -> Grid:
+        head, drawn = lay(names, [columns for _, columns in blocks.values()])
+        grouped = "" not in blocks
+        lines = [
+            (*([cells.word(setting)] if grouped else []), cells.word(_said(row)), *line)
+            for (setting, (rows, _)), its in zip(blocks.items(), drawn, strict=True)
+            for row, line in zip(rows, its, strict=True)
+        ]
+        every = [column for _, columns in blocks.values() for column in columns]
+        return Grid(
+            key,
+            title,
+            (*(["Setting"] if grouped else []), "Method", *head),
+            tuple(lines),
+            2 if grouped else 1,
+            self._note(key, head, every),
+            paper=True,
+            grouped=grouped,
+        )
+
+    def _note(self, key: str, head: Sequence[str], columns: Sequence[Column]) -> str:
+        note = _NOTE + standings(self.groups)
+        if any(map(uneven, columns)):
+            note += f" {UNEVEN}"
+        for name in self.networks:
+            if name in head and f"clients’ {name}" in head:
+                note += (
+                    f" Clients’ {name}: what clients train; {name}: what the server trains on synthetic images. A method "
+                    "whose server trains none stands in both with its clients’."
+                )
+        if AVERAGE in head or key == _AVERAGES:
+            over = words.listed(list(self.averaged))
+            note += f" Average: over {over}, first of each seed, where all were run with the same seeds."
+        return note + (" In grey: published values." if any(name.endswith(", published") for name in head) else "")
 
 
-def _values(group: Group, keys: Sequence[str]) -> dict[str, Any]:
-    own = settings(group)
-    return {key: own[key] for key in keys if own.get(key) is not None}
-
-
-def _columns(groups: Sequence[Group], keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What groups set, by what a reader calls it. A group that lacks a setting fits every value of it."""
-    found = [_values(group, keys) for group in groups]
-    whole = [
-        values for values in found if not any(len(other) > len(values) and _matches(values, other) for other in found)
-    ]
-    named = {
-        ", ".join(f"{key.rpartition('.')[2]} {shown(value)}" for key, value in values.items()): values
-        for values in whole
-    }
-    return dict(sorted(named.items(), key=lambda item: [_order(item[1].get(key)) for key in keys]))
-
-
-def _matches(own: Mapping[str, Any], column: Mapping[str, Any]) -> bool:
-    return all(column.get(key) == value for key, value in own.items())
-
-
-def _order(value: Any) -> tuple[int, float, str]:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (0, value, "") if number else (1, 0.0, shown(value))
-
-
-def _unwieldy(groups: Sequence[Group], keys: Sequence[str]) -> bool:
-    """Whether a list is among the values: it does not read as the head of a column."""
-    return any(isinstance(value, list) for group in groups for value in _values(group, keys).values())
+def _said(row: _Row) -> str:
+    return ", ".join(filter(None, row))

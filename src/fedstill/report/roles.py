@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedstill.report.groups import Group, Point
+from fedstill.report.families import shown, varied
+from fedstill.report.groups import Group, Point, settings
 
 __all__ = [
+    "AVERAGE",
+    "HEADS",
     "ROUNDING",
     "STAGE",
     "baseline",
     "ceiling",
     "client_model",
+    "commonest",
     "differ",
     "network",
     "network_title",
     "published",
+    "published_average",
+    "published_of_clients",
     "stage",
+    "standing",
     "table",
+    "where",
 ]
 
 STAGE = ("data", "partition")
 """Tables of an experiment that say what there was to learn from."""
+
+AVERAGE = "average"
+"""Under which an experiment names a published mean over networks, or over clients."""
+
+HEADS = ("prototypes",)
+"""What methods call the network that clients train with another head, which is no network of its own."""
+
+_TOLD = 3  # settings that a sentence names
 
 _CLIENT_MODELS = ("surrogate", "global")
 """What methods call the network that clients train."""
@@ -50,6 +67,19 @@ def stage(group: Group) -> str:
     return json.dumps([table(group, key) for key in STAGE], default=str)
 
 
+def commonest(groups: Sequence[Group], read: Callable[[Group], str]) -> list[Group]:
+    """Those of ``groups`` that ``read`` says the same of as of no fewer others."""
+    most = Counter(map(read, groups)).most_common(1)[0][0] if groups else ""
+    return [group for group in groups if read(group) == most]
+
+
+def where(group: Group, everywhere: Sequence[Group]) -> str:
+    """What tells the group's data and partition from the others': ``alpha 0.5``; empty where all share them."""
+    own = settings(group)
+    keys = [key for key in varied(everywhere) if key.partition(".")[0] in STAGE]
+    return ", ".join(f"{key.rpartition('.')[2]} {shown(own.get(key))}" for key in keys[:_TOLD])
+
+
 def network_title(group: Group) -> str:
     """What the experiment calls the network that clients train; empty where it cannot be read."""
     found = table(group, "model")
@@ -59,12 +89,29 @@ def network_title(group: Group) -> str:
 def published(group: Group, model: str) -> float | None:
     """The published accuracy that the experiment names for ``model``.
 
-    The clients' network may go by its own name there (``convnet``) as well as by that of its part (``global``).
+    The clients' network may go by its own name there (``convnet``) as well as by that of its part (``global``), unless a
+    network of the server's has that name.
     """
     values = next((run.published for run in group.runs if run.published), {})
     if model in values:
         return values[model]
-    return values.get(network_title(group)) if model == client_model(group) else None
+    name = network_title(group)
+    return values.get(name) if model == client_model(group) and name not in group.models else None
+
+
+def published_average(group: Group) -> float | None:
+    """The published mean over networks."""
+    return next((run.published[AVERAGE] for run in group.runs if AVERAGE in run.published), None)
+
+
+def published_of_clients(group: Group) -> Mapping[str, float]:
+    """Published accuracies on clients' own test images, by client; ``average``: their unweighted mean."""
+    return next((run.published_of_clients for run in group.runs if run.published_of_clients), {})
+
+
+def standing(group: Group) -> str:
+    """What a group is, where it is no method that competes: ``ceiling`` or ``control``; else empty."""
+    return "ceiling" if group.pooled else "control" if group.method == "prioronly" else ""
 
 
 def baseline(groups: Sequence[Group]) -> Group | None:

@@ -8,7 +8,7 @@ from fedstill.report import cells
 from fedstill.report.groups import Point
 from fedstill.report.intervals import Interval, student, wilson
 from fedstill.report.parts import Cell, Grid
-from fedstill.report.runs import Row
+from fedstill.report.rows import Row
 from fedstill.report.series import Series
 
 __all__ = ["numbers"]

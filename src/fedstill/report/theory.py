@@ -13,10 +13,13 @@ from fedstill.report.accuracy import line_table
 from fedstill.report.groups import Group, Point, summarise
 from fedstill.report.parts import Axis, Chart, Legend, Lines, Section, Style, Trace
 from fedstill.report.roles import ceiling, client_model
-from fedstill.report.runs import Row
-from fedstill.report.series import key_of
+from fedstill.report.rows import Row
+from fedstill.report.series import key_of, panelled, styles
 
 __all__ = ["theory"]
+
+_Curve = tuple[str, str, str, Style, dict[int, Point]]
+"""Series, whose it is, which of the owner's, and its look."""
 
 
 def theory(groups: Sequence[Group]) -> Section | None:
@@ -31,8 +34,15 @@ def _cosines(groups: Sequence[Group]) -> tuple[Legend, Lines] | None:
         ("at the round’s first weights", lambda row: row.theory.before if row.theory is not None else None),
         ("at its last weights", lambda row: row.theory.after if row.theory is not None else None),
     )
+    look = styles(groups)
     found = [
-        (f"g{index}-cosine{dash}", f"{group.label}, {name}", Style(index, dash), curve)
+        (
+            f"g{index}-cosine{dash}",
+            group.label,
+            name,
+            Style(look[group.label].colour, len(readers) * look[group.label].dash + dash),
+            curve,
+        )
         for index, group in enumerate(groups)
         for dash, (name, read) in enumerate(readers)
         if (curve := group.over(read))
@@ -56,7 +66,8 @@ def _gaps(groups: Sequence[Group]) -> tuple[Legend, Lines] | None:
     )
 
 
-def _gap_curves(groups: Sequence[Group]) -> Iterator[tuple[str, str, Style, dict[int, Point]]]:
+def _gap_curves(groups: Sequence[Group]) -> Iterator[_Curve]:
+    look = styles(groups)
     for index, group in enumerate(groups):
         pooled_group = ceiling(group, groups)
         if group.pooled or pooled_group is None or not (model := client_model(group)):
@@ -76,34 +87,39 @@ def _gap_curves(groups: Sequence[Group]) -> Iterator[tuple[str, str, Style, dict
         ]
         if gaps and (common := sorted(set(gaps[0]).intersection(*gaps[1:]))):
             curve = {number: summarise([gap[number] for gap in gaps]) for number in common}
-            yield f"g{index}-gap", group.label, Style(index), curve
+            yield f"g{index}-gap", group.label, "", look[group.label], curve
 
 
-def _lines(
-    key: str, title: str, caption: str, found: Sequence[tuple[str, str, Style, dict[int, Point]]], y: Axis
-) -> tuple[Legend, Lines] | None:
+def _lines(key: str, title: str, caption: str, found: Sequence[_Curve], y: Axis) -> tuple[Legend, Lines] | None:
     if not found:
         return None
     say, write = (cells.signed, words.signed) if y.unit == "share" else (cells.figure, words.figure)
-    columns = {label: {number: say(point) for number, point in curve.items()} for _, label, _, curve in found}
+    labels = [", ".join(filter(None, (owner, which))) for _, owner, which, _, _ in found]
+    columns = {
+        label: {number: say(point) for number, point in curve.items()}
+        for label, (*_, curve) in zip(labels, found, strict=True)
+    }
     ends = [write(curve[max(curve)]) for *_, curve in found]
-    told = "; ".join(f"{label}: {end}" for (_, label, _, _), end in zip(found, ends, strict=True))
+    told = "; ".join(f"{label}: {end}" for label, end in zip(labels, ends, strict=True))
+    traces = [
+        Trace(
+            series,
+            label,
+            style,
+            tuple(curve),
+            tuple(point.mean for point in curve.values()),
+            tuple(point.spread for point in curve.values()),
+        )
+        for label, (series, _, _, style, curve) in zip(labels, found, strict=True)
+    ]
+    spread, panels = panelled(traces, [owner for _, owner, *_ in found])
     drawn = Lines(
         Chart(
             key, title, caption, f"{title}, by round. After the last round: {told}.", line_table(key, title, columns)
         ),
-        tuple(
-            Trace(
-                series,
-                label,
-                style,
-                tuple(curve),
-                tuple(point.mean for point in curve.values()),
-                tuple(point.spread for point in curve.values()),
-            )
-            for series, label, style, curve in found
-        ),
+        spread,
         Axis("round", "round"),
         y,
+        panels=panels,
     )
     return key_of(drawn.traces, ends), drawn

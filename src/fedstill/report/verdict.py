@@ -8,13 +8,22 @@ is told of; the others stand in the table.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from fedstill.report.families import shown, varied
-from fedstill.report.groups import Group, Point, settings
-from fedstill.report.roles import ROUNDING, STAGE, client_model, differ, network, network_title, stage, table
+from fedstill.report.groups import Group, Point, labelled
+from fedstill.report.roles import (
+    HEADS,
+    ROUNDING,
+    client_model,
+    commonest,
+    differ,
+    network,
+    network_title,
+    stage,
+    table,
+    where,
+)
 from fedstill.report.words import listed, percent, points
 
 __all__ = ["NEAR", "verdict"]
@@ -25,7 +34,6 @@ NEAR = 0.02
 BETTER, LEVEL, ALMOST, LESS = "does better", "is level", "does almost as well", "does less well"
 _COMPARED = (BETTER, LEVEL, ALMOST, LESS)
 
-_TOLD = 3  # settings that a sentence names
 _MOST = 8  # results on other networks that a sentence lists
 
 
@@ -39,42 +47,42 @@ def verdict(groups: Sequence[Group]) -> str:
 
     Two scores are *level* where their bands, mean ± standard deviation over seeds, touch.
     """
-    roles = {group.label: role for group in groups if (role := client_model(group))}
-    scored = [group for group in groups if group.label in roles]
-    if not scored:
+    everywhere = [group for group in groups if client_model(group)]
+    if not everywhere:
         if any(run.rows for group in groups for run in group.runs):
             return "No network of the server’s has been scored; what clients score on their own images stands below."
         return "No round has been scored yet, so there is no result to state."
-    shared = _commonest(scored, stage)
-    everywhere, scored = scored, [group for group in scored if stage(group) == shared]
-    common = _commonest(scored, network)
-    alike = [group for group in scored if network(group) == common]
-    last = min(max(group.curve(roles[group.label])) for group in alike)
-    ranked = [_Score(group, curve[last]) for group in alike if last in (curve := group.curve(roles[group.label]))]
-    sentences = [_lead(sorted(ranked, key=lambda score: -score.point.mean), last, _where(scored[0], everywhere))]
-    sentences += _others(scored, roles, alike, last)
+    scored = _named(commonest(everywhere, stage))
+    alike = commonest(scored, network)
+    last = min(max(_own(group)) for group in alike)
+    ranked = [_Score(group, curve[last]) for group in alike if last in (curve := _own(group))]
+    told = where(scored[0], everywhere)
+    opening = f"after {last} round{'s' if last > 1 else ''}{f', at {told}' if told else ''}"
+    sentences = [_lead(sorted(ranked, key=lambda score: -score.point.mean), opening)]
+    sentences += _others(scored, alike, last)
     sentences += _alone(scored, last)
     if len(scored) < len(everywhere):
         sentences.append("what was run on other data or partitions stands in the table")
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
 
 
-def _commonest(groups: Sequence[Group], read: Callable[[Group], str]) -> str:
-    return Counter(map(read, groups)).most_common(1)[0][0]
+def _named(groups: Sequence[Group]) -> list[Group]:
+    """Called by what tells methods apart that train the same network: a sentence names data and network once."""
+    found = {id(group): group for group in groups}
+    for which in {network(group) for group in groups}:
+        its = [group for group in groups if network(group) == which]
+        found |= {id(group): short for group, short in zip(its, labelled(its), strict=True)}
+    return [found[id(group)] for group in groups]
 
 
-def _where(group: Group, everywhere: Sequence[Group]) -> str:
-    """What tells the group's data and partition from the others': ``, at alpha 0.5``; empty where all share them."""
-    own = settings(group)
-    keys = [key for key in varied(everywhere) if key.partition(".")[0] in STAGE]
-    told = ", ".join(f"{key.rpartition('.')[2]} {shown(own.get(key))}" for key in keys[:_TOLD])
-    return f", at {told}" if told else ""
+def _own(group: Group) -> Mapping[int, Point]:
+    """Accuracy by round of the network that its clients train."""
+    return group.curve(client_model(group))
 
 
-def _lead(ranked: Sequence[_Score], last: int, where: str) -> str:
+def _lead(ranked: Sequence[_Score], opening: str) -> str:
     contenders = [score for score in ranked if not score.group.pooled]
     ceilings = [score for score in ranked if score.group.pooled]
-    opening = f"after {last} round{'s' if last > 1 else ''}{where}"
     if not contenders:
         return f"{opening} training on all the data in one place reaches {percent(ceilings[0].point)}"
     name = network_title(contenders[0].group)
@@ -98,7 +106,7 @@ def _first(contenders: Sequence[_Score]) -> str:
     )
 
 
-def _others(groups: Sequence[Group], roles: Mapping[str, str], alike: Sequence[Group], last: int) -> Iterator[str]:
+def _others(groups: Sequence[Group], alike: Sequence[Group], last: int) -> Iterator[str]:
     """Every other network by name, without a ranking: one name may stand for networks of several sizes."""
     # PriorOnly's stand in the sentence about it
     told = any(group.method == "feddgm" for group in groups)
@@ -107,8 +115,8 @@ def _others(groups: Sequence[Group], roles: Mapping[str, str], alike: Sequence[G
         if told and group.method == "prioronly":
             continue
         for model in group.models:
-            mine = model == roles[group.label]
-            if (mine and group in alike) or last not in (curve := group.curve(model)):
+            mine = model == client_model(group)
+            if model in HEADS or (mine and group in alike) or last not in (curve := group.curve(model)):
                 continue
             name = (network_title(group) or model) if mine else model
             found.setdefault(name, []).append(f"{percent(curve[last].mean)} with {group.label}")

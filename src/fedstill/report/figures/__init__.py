@@ -1,7 +1,7 @@
 """Charts, drawn: for the page as inline SVG with what a pointer is told, for a paper as a file of their own.
 
 looks.py      colours, dashes, markers, axes in their unit
-lines.py  scatter.py  heat.py  bars.py    one drawing function for each type of chart
+lines.py  panels.py  scatter.py  heat.py  bars.py    one drawing function for each type of chart
 readouts.py   what a pointer over a figure is told
 svg.py        a matplotlib figure → SVG inside the page
 keys.py       legends in the page's text

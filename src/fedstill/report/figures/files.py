@@ -55,7 +55,7 @@ def _legend(figure: Figure, chart: Drawn) -> None:
     handles: list[Artist]
     match chart:
         case Lines():
-            handles = [_line(trace, joined=True) for trace in chart.traces]
+            handles = [_line(trace, joined=True) for trace in {each.series: each for each in chart.traces}.values()]
         case Scatter(named=False):
             handles = [_line(trace, joined=False) for trace in chart.traces]
         case Bars():

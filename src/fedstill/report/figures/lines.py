@@ -23,7 +23,7 @@ from fedstill.report.figures.looks import (
 from fedstill.report.figures.readouts import Spot, Track
 from fedstill.report.parts import Lines, Trace
 
-__all__ = ["draw_lines"]
+__all__ = ["curve", "draw_lines"]
 
 _MARKERS = 12  # on a curve
 _HEIGHT = 2.75  # inches
@@ -34,7 +34,7 @@ def draw_lines(chart: Lines, theme: Theme) -> tuple[Figure, Axes, list[Track]]:
     figure, axes = sheet(theme, height=_HEIGHT)
     tracks = []
     for index, trace in enumerate(chart.traces):
-        spots = _curve(chart, trace, axes, depth=3 - index / len(chart.traces))
+        spots = curve(chart, trace, axes, depth=3 - index / len(chart.traces))
         if spots:
             tracks.append(Track(series_id(trace.series), trace.label, spots))
     for index, mark in enumerate(mark for mark in chart.marks if shown(mark.y, chart.y)):
@@ -66,7 +66,11 @@ def _band(axes: Axes, points: Sequence[tuple[float, float, float]], colour: str,
         axes.vlines(xs, below, above, colors=colour, linewidth=1, gid=gid, zorder=1)
 
 
-def _curve(chart: Lines, trace: Trace, axes: Axes, *, depth: float) -> list[Spot]:
+def curve(chart: Lines, trace: Trace, axes: Axes, *, depth: float, small: bool = False) -> list[Spot]:
+    """Draw a trace and its band; its points, as far as they have a place on the axes.
+
+    ``depth``: what is higher covers it. ``small``: a thin line with a marker at its end alone.
+    """
     spreads = list(trace.spreads) or [None] * len(trace.xs)
     points = [
         (x, y, spread)
@@ -78,8 +82,8 @@ def _curve(chart: Lines, trace: Trace, axes: Axes, *, depth: float) -> list[Spot
     xs, ys = [x for x, *_ in points], [y for _, y, _ in points]
     colour, gid = hue(trace.style), series_id(trace.series)
     line = (0, dashes(trace.style)) if dashes(trace.style) else "solid"
-    every = max(1, len(xs) // _MARKERS)
-    axes.plot(xs, ys, color=colour, linestyle=line, linewidth=1.6, gid=gid, zorder=depth)
+    every = len(xs) if small else max(1, len(xs) // _MARKERS)
+    axes.plot(xs, ys, color=colour, linestyle=line, linewidth=1.2 if small else 1.6, gid=gid, zorder=depth)
     # from the last point backwards, so that the last one has its marker
     axes.plot(
         xs[::-every],
@@ -87,7 +91,7 @@ def _curve(chart: Lines, trace: Trace, axes: Axes, *, depth: float) -> list[Spot
         color=colour,
         linestyle="none",
         marker=marker(trace.style),
-        markersize=4,
+        markersize=3 if small else 4,
         gid=gid,
         zorder=depth,
     )

@@ -29,13 +29,17 @@ __all__ = [
     "WIDE",
     "WIDTH",
     "Theme",
+    "blank",
     "dashes",
     "defaults",
+    "dress",
     "hue",
     "marker",
     "measure",
+    "named",
     "place",
     "say",
+    "scale",
     "series_id",
     "sheet",
     "shown",
@@ -119,36 +123,56 @@ def defaults(*, page: bool) -> AbstractContextManager[None]:
 
 def sheet(theme: Theme, *, width: float = WIDTH, height: float) -> tuple[Figure, Axes]:
     """An empty figure of so many inches, at a dot a point, so that display coordinates are those of the SVG."""
+    figure = blank(theme, width=width, height=height)
+    axes = figure.add_subplot()
+    dress(axes, theme)
+    return figure, axes
+
+
+def blank(theme: Theme, *, width: float, height: float) -> Figure:
+    """A figure without axes."""
     figure = Figure(figsize=(width, height), dpi=72, layout="constrained")
     figure.patch.set(visible=not theme.page, facecolor=theme.paper)
-    axes = figure.add_subplot()
+    return figure
+
+
+def dress(axes: Axes, theme: Theme) -> None:
+    """Axes without a frame."""
     axes.patch.set_visible(False)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(theme.rule)
     axes.tick_params(colors=theme.ink, length=0, labelsize=FONT)
-    return figure, axes
 
 
 def measure(axes: Axes, x: Axis, y: Axis, theme: Theme) -> None:
     """Scales, ticks and labels of both axes, once everything is drawn."""
-    for scale, axis, limits in ((axes.xaxis, x, axes.set_xlim), (axes.yaxis, y, axes.set_ylim)):
-        low, high = scale.get_view_interval()
+    scale(axes, x, y, theme)
+    axes.set_xlabel(named(x), color=theme.ink, size=FONT)
+    if theme.page:  # read without turning one's head, and the plot keeps its width on a telephone
+        axes.set_title(named(y), loc="left", color=theme.ink, size=FONT, pad=8)
+    else:
+        axes.set_ylabel(named(y), color=theme.ink, size=FONT)
+
+
+def named(axis: Axis) -> str:
+    """An axis's label, and its unit where the ticks do not say it."""
+    return axis.label + (", %" if axis.unit == "share" else "")
+
+
+def scale(axes: Axes, x: Axis, y: Axis, theme: Theme) -> None:
+    """Scales and ticks of both axes, once everything is drawn."""
+    for own, axis, limits in ((axes.xaxis, x, axes.set_xlim), (axes.yaxis, y, axes.set_ylim)):
+        low, high = own.get_view_interval()
         if axis.log:
-            (axes.set_xscale if scale is axes.xaxis else axes.set_yscale)("log")
-        elif scale is axes.xaxis and axis.unit in ("bytes", "seconds"):
+            (axes.set_xscale if own is axes.xaxis else axes.set_yscale)("log")
+        elif own is axes.xaxis and axis.unit in ("bytes", "seconds"):
             limits(min(0.0, low), high)
-        elif scale is axes.yaxis and axis.unit == "share":
+        elif own is axes.yaxis and axis.unit == "share":
             slack = max(0.0, _LEAST - (high - low)) / 2  # a hair's breadth must not look like a gulf
             limits(max(min(0.0, low + slack), low - slack), min(max(1.0, high - slack), high + slack))
-        tick(scale, axis)
-    share = ", %" if y.unit == "share" else ""
-    axes.set_xlabel(x.label + (", %" if x.unit == "share" else ""), color=theme.ink, size=FONT)
-    if theme.page:  # read without turning one's head, and the plot keeps its width on a telephone
-        axes.set_title(y.label + share, loc="left", color=theme.ink, size=FONT, pad=8)
-    else:
-        axes.set_ylabel(y.label + share, color=theme.ink, size=FONT)
+        tick(own, axis)
     axes.grid(True, color=theme.rule, linewidth=0.6)
 
 

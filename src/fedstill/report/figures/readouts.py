@@ -30,11 +30,15 @@ class Spot:
 
 @dataclass(frozen=True)
 class Track:
-    """The points of one series, whose ``name`` stands above each; ``series`` is empty where it cannot be switched off."""
+    """The points of one series, whose ``name`` stands above each; ``series`` is empty where it cannot be switched off.
+
+    ``axes``: on which it is drawn, where a figure has several.
+    """
 
     series: str
     name: str
     spots: Sequence[Spot]
+    axes: Axes | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,9 @@ def script(readout: Readout, figure: Figure, axes: Axes) -> Markup:
         tracks = []
         for track in readout:
             spots = [track.spots[index] for index in spread(len(track.spots), _MOST)]
-            ends = place([(spot.x, spot.y) for spot in spots] + [(spot.x + spot.reach, spot.y) for spot in spots])
+            ends = (track.axes or axes).transData.transform(
+                [(spot.x, spot.y) for spot in spots] + [(spot.x + spot.reach, spot.y) for spot in spots]
+            )
             points = []
             for spot, (x, y), (far, _) in zip(spots, ends[: len(spots)], ends[len(spots) :], strict=True):
                 reach = [round(float(far - x), 1)] if spot.reach else []
