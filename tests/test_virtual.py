@@ -25,6 +25,7 @@ from fedstill.folder import METRICS
 from fedstill.rounds import Desk, rounds
 from fedstill.run import drive
 from fedstill.seeds import Seed
+from fedstill.tables import resolve
 
 WORLD = tiny_world()
 DESK = Desk(Seed.root(0))
@@ -249,6 +250,42 @@ def test_clients_that_hold_little_take_part():
             assert each.state.finite()
 
 
+def test_a_client_without_an_image_is_a_failure_in_one_sentence():
+    sites = tiny_sites()
+    sites["c01"] = replace(sites["c01"], train=sites["c01"].train.take([]))
+    done = run(on_virtual(), sites)
+    assert [(failure.client, failure.reason) for failure in done[0].failures] == [
+        ("c01", "the client has no training image")
+    ]
+    assert done[-1].aggregated
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+@pytest.mark.parametrize("name", [name for name, entry in ALGORITHMS.items() if not entry.own_images])
+def test_every_method_that_takes_virtual_images_trains_on_them(name, labels):
+    """Of real ones with hard or soft labels; the server's counts (FedNova's steps) are of virtual images."""
+    entry = ALGORITHMS[name]
+    factory = resolve({name: entry.factory}, name, "algorithm.name")
+    options = {"vhl": {"virtual_ipc": 3, "virtual_batch": 4}, "fedlgd": {"selected": (1,), "distill_steps": 1}}
+    algorithm = factory(world=WORLD, **LOCAL, **options.get(name, {}))
+    if name == "fedlgd":
+        algorithm = replace(algorithm, virtual=FEW, match_steps=1, global_ipc=1)
+    else:
+        algorithm = OnVirtual(inner=algorithm, virtual=FEW, world=WORLD)
+    sites = tiny_sites()
+    if labels == "soft":
+        sites = {
+            client: replace(site, train=replace(site.train, labels=F.one_hot(site.train.labels, 3).float()))
+            for client, site in sites.items()
+        }
+    first, second = run(algorithm, sites)
+    assert not first.failures
+    assert not second.failures
+    assert not same(first.state.groups["model"], second.state.groups["model"])
+    assert second.state.finite()
+
+
 # --- in an experiment -------------------------------------------------------------------------------------------------
 
 
@@ -302,6 +339,11 @@ def test_a_wrong_table_is_answered_in_one_sentence(table, sentence):
             "virtual: 'centralised' takes no virtual images, for it pools all images on one site",
         ),
         ({"name": "feddm"}, {}, "virtual: 'feddm' takes no virtual images, for its clients distil images of their own"),
+        (
+            {"name": "feddgm"},
+            {},
+            "virtual: 'feddgm' takes no virtual images, for its server distils what clients learn",
+        ),
         ({"name": "fedlgd"}, {"use": False}, "virtual.use = false: FedLGD's clients train on virtual images"),
     ],
     ids=str,

@@ -107,6 +107,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "fedstill.algorithms.feddgm:FedDGM",
             "the server distils every client's update through a generator's latents (Jia et al. 2024)",
             distils=True,
+            own_images="its server distils what clients learn from images of their own",
         ),
         "prioronly": Entry(
             "PriorOnly",

@@ -30,8 +30,8 @@ class Anchors:
         shared: images that all share; in the shard that is trained on they follow ``own`` others.
         own: how many images come before them.
         kind: of R.
-        features: of shared images that are not in the batch: ``exact``, from the network in training, with a gradient;
-            ``detached``, without; ``kept``, as they were when the image was last in a batch, or else as ``received`` gives them.
+        features: of shared images that are not in the batch: ``exact``, from the network in training, with a gradient; ``kept``,
+            as they were when the image was last in a batch, or else as ``received`` gives them, without one.
         weight: λ.
         temperature, reduction: of the contrast.
         received: the network that arrived, in evaluation mode.
@@ -40,7 +40,7 @@ class Anchors:
     shared: Shard
     own: int
     kind: Literal["contrast", "mmd"]
-    features: Literal["exact", "detached", "kept"]
+    features: Literal["exact", "kept"]
     weight: float
     temperature: float
     reduction: Literal["mean", "sum"]
@@ -70,8 +70,7 @@ class Anchors:
             return batch.features[:0]
         if self.features == "kept":
             return self._kept[rows]
-        with torch.set_grad_enabled(self.features == "exact"):
-            return batch.network.features(self.shared.inputs(rows))
+        return batch.network.features(self.shared.inputs(rows))
 
     @cached_property
     def _labels(self) -> Tensor:

@@ -35,10 +35,10 @@ Where paper [P] and released code [C] differ, or leave something open:
 * The code ends a class that a client lacks with an error. Here ``virtual.missing`` says what becomes of it.
 
 R with D^g in full is three quarters of a local step. Little of it can be saved exactly: D^g's features move with θ, and R's
-gradient goes through all of them; only D^g's images in the batch need no second pass. ``anchors = "kept"`` takes for the others
-the features that they had when they were last in a batch (before: of the network that arrived, in evaluation mode), without a
-gradient: R then pulls the batch to where D^g was up to one epoch ago. ``"detached"`` takes them anew at every step, without a
-gradient.
+gradient goes through all of them; only D^g's images in the batch need no second pass. ``anchors = "kept"`` is another R, and an
+epoch of it four times faster than a plain one: for the others it takes the features that they had when they were last in a batch
+(before: of the network that arrived, in evaluation mode), without a gradient. R then pulls the batch to where D^g was up to one
+epoch ago, and pushes D^g's own features only where they are in the batch.
 
 BatchNorm is averaged with the rest. D^g's images beside the batch are a batch of their own to it; matching is in evaluation mode.
 """
@@ -64,7 +64,6 @@ from fedstill.distill.canvas import Canvas
 from fedstill.distill.distribution import DistributionMatcher, NearbyNetworks
 from fedstill.distill.gradient import GradientMatcher
 from fedstill.distill.health import Health, descend
-from fedstill.distill.looks import RepeatedLooks
 from fedstill.distill.virtual import canvas_of
 from fedstill.errors import InputError
 from fedstill.generators.pixels import Pixels
@@ -114,10 +113,6 @@ class FedLGD:
         Literal["own", "both"], Field(description="in selected rounds: on D^c [paper], or on D^c and D^g [code]")
     ] = "own"
     match_steps: Annotated[int, Field(ge=0, description="on D^c in a selected round [paper]")] = 100
-    match_looks: Annotated[
-        int | None,
-        Field(ge=1, description="draws of real batches that take turns in it; none: a fresh one every step [paper]"),
-    ] = None
     # the regulariser
     regulariser: Annotated[
         Literal["contrast", "mmd", "none"], Field(description="R, that draws clients to D^g [paper; its ablation: mmd]")
@@ -128,9 +123,9 @@ class FedLGD:
         Literal["mean", "sum"], Field(description="of the contrast over anchors [code; paper: sum]")
     ] = "mean"
     anchors: Annotated[
-        Literal["exact", "detached", "kept"],
+        Literal["exact", "kept"],
         Field(
-            description="features of D^g in R: with gradient [paper], without, or as of their last batch (3 times faster)"
+            description="features of D^g in R: with a gradient [paper], or of their last batch without [ours, faster]"
         ),
     ] = "exact"
     # the server
@@ -151,13 +146,9 @@ class FedLGD:
     match_at: Annotated[
         Literal["old", "new"], Field(description="weights at which D^g is matched: those sent [code], or the new ones")
     ] = "old"
-    restart: Annotated[
-        bool, Field(description="D^g begins from noise in every selected round, and not from the last one")
-    ] = False
-    chunk: Annotated[int, Field(ge=1, description="images of D^g whose graph is built at a time in matching")] = 100
-    hold: Annotated[
-        bool, Field(description="keep all chunks' graphs in a step; false: memory of one chunk, each built twice")
-    ] = True
+    chunk: Annotated[
+        int, Field(ge=1, description="images of D^g whose graph is held at a time; more than these take a third longer")
+    ] = 100
 
     def init(self, clients: Sequence[str], desk: Desk) -> Bundle:
         """The network; there is no D^g yet.
@@ -245,13 +236,12 @@ class FedLGD:
             batch=self.virtual.real_batch,
             augmentation=self.virtual.matching_augmentation(),
         )
-        seed = desk.seed.at("match")
         canvas = canvas_of(own, lr=self.virtual.lr, momentum=self.virtual.momentum, device=desk.device)
         health = descend(
             canvas,
-            matcher if self.match_looks is None else RepeatedLooks(matcher, self.match_looks, seed),
+            matcher,
             steps=self.match_steps,
-            seed=seed,
+            seed=desk.seed.at("match"),
             progress=partial(desk.progress, "distil"),
         )
         return canvas.shard(self.world.classes), health
@@ -319,7 +309,6 @@ class FedLGD:
             network=Trained(self.world.architecture, at).module().to(device),
             target={name: tensor.to(device) for name, tensor in target.items()},
             chunk=self.chunk,
-            hold=self.hold,
         )
         canvas = self._canvas(state, desk)
         desk.progress("distil", 0, 1)
@@ -337,7 +326,7 @@ class FedLGD:
     def _canvas(self, state: Bundle, desk: Desk) -> Canvas:
         """D^g as it was left, or noise."""
         shared = self._shared(state)
-        if shared is None or self.restart:
+        if shared is None:
             architecture = self.world.architecture
             labels = torch.arange(len(self.world.classes)).repeat_interleave(self.global_ipc)
             pixels = Pixels(architecture.channels, architecture.size, self.world.normalisation)

@@ -30,6 +30,7 @@ from fedstill.data.shard import Shard
 from fedstill.distill.distribution import DistributionMatcher, FreshNetworks
 from fedstill.distill.health import descend
 from fedstill.distill.virtual import Missing, Start, begin, canvas_of
+from fedstill.errors import RunError
 from fedstill.models.architecture import Architecture
 from fedstill.rounds import Algorithm, Desk, Outcome, Reply, Site, Trained, World
 
@@ -94,11 +95,13 @@ def own_set(settings: VirtualSettings, real: Shard, memory: Bundle, world: World
     """D^c: the one that the client remembers, else the initial one; in units of the pixel range, on the CPU.
 
     Raises:
-        RunError: matching diverged.
+        RunError: ``real`` holds no image, or matching diverged.
     """
     kept = kept_set(memory, world)
     if kept is not None:
         return kept
+    if len(real) == 0:
+        raise RunError("the client has no training image")
     seed = desk.lasting.at("virtual")
     first = begin(real, ipc=settings.ipc, start=settings.start, missing=settings.missing, seed=seed.at("start"))
     if settings.steps == 0:

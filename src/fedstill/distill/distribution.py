@@ -13,9 +13,6 @@ no synthetic one adds nothing.
 Networks are in evaluation mode and their parameters are fixed: ψ is a function of one image, whatever else is in the batch, and
 no gradient for it is ever formed. Real images leave no graph. All classes go through ψ together, in chunks that suit the device.
 
-Nine tenths of a step are the real images' features. Where ψ is the same at every step (:class:`NearbyNetworks` of radius 0) and
-nothing is augmented, so are they: they are taken once. :mod:`fedstill.distill.looks` is for the case with augmentation.
-
 Differential privacy
 --------------------
 With ``noise``, the real images are looked at through one Gaussian mechanism a class and step, and through nothing else:
@@ -60,7 +57,6 @@ from fedstill.seeds import Seed
 __all__ = [
     "DistributionMatcher",
     "FreshNetworks",
-    "Look",
     "NearbyNetworks",
     "Networks",
     "Noise",
@@ -151,14 +147,6 @@ class Noise:
     multiplier: float
 
 
-class Look(NamedTuple):
-    """One draw of a step: the network, and by class the augmentation and the real images' mean."""
-
-    network: Network
-    drawn: Mapping[int, Drawn]
-    wanted: Mapping[int, Float[Tensor, " d"]]
-
-
 class _Part(NamedTuple):
     """Some classes of the synthetic images, and what they are to agree with."""
 
@@ -201,14 +189,10 @@ class DistributionMatcher:
         seed: Seed,
     ) -> Pull:
         """L and its gradient at ``images`` (network inputs); ``rate`` is not used, there is no student."""
-        return self.toward(self.look(images, labels, seed), images, labels)
-
-    def toward(self, look: Look | None, images: Float[Tensor, "n c h w"], labels: Shaped[Tensor, "n *classes"]) -> Pull:
-        """L of one draw, and its gradient at ``images``."""
         images = images.detach()
         d_images = torch.zeros_like(images)
         losses: list[float] = []
-        for part in self._parts(look, images, labels):
+        for part in self._parts(images, labels, seed):
             leaf = images[part.rows].requires_grad_()
             loss = self._miss(leaf, part)
             d_images[part.rows] = torch.autograd.grad(loss, leaf)[0]
@@ -224,31 +208,25 @@ class DistributionMatcher:
         seed: Seed,
     ) -> float:
         """L alone, on the draws that :meth:`pull` would make from ``seed``."""
-        look = self.look(images, labels, seed)
-        return sum(self._miss(images[part.rows], part).item() for part in self._parts(look, images, labels))
+        return sum(self._miss(images[part.rows], part).item() for part in self._parts(images, labels, seed))
 
-    def look(self, images: Float[Tensor, "n c h w"], labels: Shaped[Tensor, "n *classes"], seed: Seed) -> Look | None:
-        """The step's draw for the classes of ``images``; None where no class is on both sides."""
-        classes = [label for label in _rows(labels) if label in self._real]
+    def _parts(self, images: Tensor, labels: Tensor, seed: Seed) -> Iterator[_Part]:
+        synthetic = _rows(labels)
+        classes = [label for label in synthetic if label in self._real]
         if not classes:
-            return None
+            return
         network = self.networks.draw(seed.at("network"))
         size = (images.shape[2], images.shape[3])
         # the siamese form: one choice for all images of a class, on both sides
         drawn = {k: self.augmentation.draw(1, size, seed.at("augment", k).torch()) for k in classes}
-        return Look(network, drawn, self._wanted(network, drawn, images, seed))
-
-    def _parts(self, look: Look | None, images: Tensor, labels: Tensor) -> Iterator[_Part]:
-        if look is None:
-            return
-        synthetic = _rows(labels)
-        for group in _groups({k: len(synthetic[k]) for k in look.drawn}, self._chunk(images)):
+        wanted = self._wanted(network, drawn, images, seed)
+        for group in _groups({k: len(synthetic[k]) for k in classes}, self._chunk(images)):
             yield _Part(
-                network=look.network,
+                network=network,
                 rows=torch.cat([synthetic[k] for k in group]),
                 counts=[len(synthetic[k]) for k in group],
-                drawn=[look.drawn[k] for k in group],
-                wanted=torch.stack([look.wanted[k] for k in group]),
+                drawn=[drawn[k] for k in group],
+                wanted=torch.stack([wanted[k] for k in group]),
             )
 
     def _miss(self, images: Tensor, part: _Part) -> Tensor:
@@ -264,8 +242,6 @@ class DistributionMatcher:
     ) -> dict[int, Float[Tensor, " d"]]:
         """The real side of L, by class."""
         rows = {k: self._batch_rows(k, seed.at("real", k)) for k in drawn}
-        if self._still:
-            return {k: self._features.to(like)[rows[k]].mean(0) for k in drawn}
         batches = [apply(self.real.inputs(rows[k]).to(like), draw) for k, draw in drawn.items()]
         layout = best_layout(network, like.device)
         parts = torch.split(torch.cat(batches).contiguous(memory_format=layout), self._chunk(like))
@@ -302,20 +278,6 @@ class DistributionMatcher:
 
     def _chunk(self, like: Tensor) -> int:
         return self.chunk or (_CPU_CHUNK if like.device.type == "cpu" else _DEVICE_CHUNK)
-
-    @property
-    def _still(self) -> bool:
-        """Whether a real image's ψ is the same at every step."""
-        same = isinstance(self.networks, NearbyNetworks) and self.networks.radius == 0
-        return same and not self.augmentation.operations and self.noise is None
-
-    @cached_property
-    def _features(self) -> Float[Tensor, "n d"]:
-        """ψ of every real image, where it is the same at every step."""
-        network = self.networks.draw(Seed(("still",)))  # of radius 0: no number is drawn
-        like = next(network.parameters())
-        parts = torch.split(torch.arange(len(self.real), device=self.real.images.device), self._chunk(like))
-        return torch.cat([self._vectors(network, self.real.inputs(part).to(like)) for part in parts])
 
     @cached_property
     def _real(self) -> Mapping[int, Tensor]:

@@ -12,8 +12,11 @@ Symbols: θ the ``network``'s parameters, ḡ ``target``.
 
 The gradient of L is exact, by a double backward pass: g with a graph, then ∂L/∂images through it. Nothing else is formed: no
 gradient for a parameter that is not matched, and none of L for θ. The network is in evaluation mode, so that g is a sum over
-images; it can be taken ``chunk`` images at a time. θ and ḡ stay, the images move, and g has to be taken anew at every step: there
-is nothing that the mathematics would allow to keep from step to step.
+images. More than ``chunk`` of them are taken in two passes: g without a graph, and v = ∂L/∂g; then,
+a chunk at a time, ∂⟨g, v⟩/∂images. Memory is then one chunk's, for a third more time.
+
+θ and ḡ stay, the images move, and g has to be taken anew at every step: the mathematics allows nothing to be kept from step to
+step.
 """
 
 from __future__ import annotations
@@ -48,13 +51,11 @@ class GradientMatcher:
         network: with parameters θ, on the device where the images are; not changed.
         target: ḡ, by parameter name; a parameter that it does not hold is not matched.
         chunk: images whose graph is built at a time; None: all.
-        hold: keep the chunks' graphs until L is known. Without, each is built twice, and memory is one chunk's.
     """
 
     network: Network
     target: Group
     chunk: int | None = None
-    hold: bool = True
 
     @property
     def rows(self) -> int:
@@ -75,19 +76,16 @@ class GradientMatcher:
     ) -> Pull:
         """L and its gradient at ``images`` (network inputs); ``rate`` and ``seed`` are not used: nothing is drawn."""
         leaves = [part.clone().requires_grad_() for part in self._split(images.detach())]
-        parts = self._gradients(leaves, labels, graph=self.hold)
-        if self.hold:
-            loss = self._distance(_total(parts))
-            return Pull(loss.item(), torch.cat(torch.autograd.grad(loss, leaves)))
-        total = tuple(part.requires_grad_() for part in _total(parts))
+        if len(leaves) == 1:
+            loss = self._distance(next(self._gradients(leaves, labels, graph=True)))
+            return Pull(loss.item(), torch.autograd.grad(loss, leaves)[0])
+        total = tuple(part.requires_grad_() for part in _total(self._gradients(leaves, labels, graph=False)))
         loss = self._distance(total)
         v = torch.autograd.grad(loss, total)
-        pulls = []
-        again = self._gradients(leaves, labels, graph=True)
-        for leaf, gradient in zip(leaves, again, strict=True):
-            # L is linear in g from here on, so a chunk's images need the graph of their own chunk alone
-            (d_leaf,) = torch.autograd.grad(gradient, leaf, v)
-            pulls.append(d_leaf)
+        pulls = [
+            torch.autograd.grad(gradient, leaf, v)[0]
+            for leaf, gradient in zip(leaves, self._gradients(leaves, labels, graph=True), strict=True)
+        ]
         return Pull(loss.item(), torch.cat(pulls))
 
     def loss(
