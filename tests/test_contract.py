@@ -9,6 +9,8 @@ from fedstill import contract
 from fedstill.algorithms import ALGORITHMS
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.algorithms.feddgm import FedDGM
+from fedstill.algorithms.fedlgd import FedLGD
+from fedstill.algorithms.virtual import VirtualSettings
 from fedstill.bundle import Bundle
 from fedstill.contract import CLAUSES, check_algorithm
 from fedstill.tables import resolve
@@ -22,6 +24,15 @@ SMALL = {
     "lr_features": 10.0,
     "loss_limit": 1e9,
 }
+LGD = {
+    "epochs": 2,
+    "lr": 0.05,
+    "selected": (1, 3),
+    "match_steps": 2,
+    "distill_steps": 2,
+    "global_ipc": 2,
+    "virtual": VirtualSettings(ipc=2, steps=2),
+}
 OPTIONS = {
     "fedavg": {"epochs": 2},
     "centralised": {"epochs": 2},
@@ -34,6 +45,7 @@ OPTIONS = {
     "fedproto": {"epochs": 2},
     "vhl": {"epochs": 2, "virtual_ipc": 5, "virtual_batch": 8},
     "feddm": {"ipc": 1, "match_steps": 2, "global_epochs": 2},
+    "fedlgd": LGD,
     "feddgm": SMALL,
     "prioronly": SMALL | {"generator": "fedstill.contract:tiny_prior"},
 }
@@ -79,6 +91,19 @@ def test_feddgm_with_options(options):
 
     models = tuple(Choice(**choice) for choice in options.get("global_models", ()))
     check_algorithm(FedDGM, SMALL | options | {"global_models": models})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"selected_training": "both", "anchors": "kept"},
+        {"selected_training": "both", "average": "gradients", "match_at": "new"},
+        {"regulariser": "mmd", "weighting": "examples", "chunk": 2},
+    ],
+    ids=lambda options: "+".join(options),
+)
+def test_fedlgd_with_options(options):
+    check_algorithm(FedLGD, LGD | options)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ def test_the_loss_is_its_formula():
     shard = tiny_sites()["c01"].train.take(range(7))
     images = shard.inputs()
     features = network.features(images)
-    batch = Batch(network, {}, images, shard.labels, features, network.classify(features), step=4)
+    batch = Batch(network, {}, images, shard.labels, features, network.classify(features), torch.arange(7), step=4)
     virtual, seed = algorithm._virtual(11), Seed.root(5)
     loss = algorithm._term(virtual, seed)(batch)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedstill.algorithms.virtual import OnVirtual, VirtualSettings, own_set
 from fedstill.bundle import Bundle
 from fedstill.errors import RunError
 from fedstill.evaluate.scoring import has_own_images, score_models, scoring_message
@@ -40,9 +41,10 @@ class Cost:
         parameters: trainable numbers by network.
         cohort: clients asked in a round.
         rounds: in all.
-        bytes_down, bytes_up: payload of a round, without scoring.
+        traffic: payload of each round, down and up, without scoring.
         bytes_scoring: payload of a round's scores, there and back.
-        seconds: of a round, by phase, spread over the workers.
+        seconds: of a round, by phase, spread over the workers; the mean over rounds, where these differ.
+        seconds_once: by phase, of what a run does once.
         memory: peak of a process that did one small step of everything, in bytes; None where the system does not tell.
         workers: processes; each takes about ``memory``.
     """
@@ -52,25 +54,37 @@ class Cost:
     parameters: Mapping[str, int]
     cohort: int
     rounds: int
-    bytes_down: int
-    bytes_up: int
+    traffic: Sequence[tuple[int, int]]
     bytes_scoring: int
     seconds: Mapping[str, float]
+    seconds_once: Mapping[str, float]
     memory: int | None
     workers: int
 
     @property
+    def bytes_down(self) -> int:
+        """Of a round; the mean, where rounds differ."""
+        return round(sum(down for down, _ in self.traffic) / self.rounds)
+
+    @property
+    def bytes_up(self) -> int:
+        """Of a round; the mean, where rounds differ."""
+        return round(sum(up for _, up in self.traffic) / self.rounds)
+
+    @property
     def total_bytes(self) -> int:
-        return self.rounds * (self.bytes_down + self.bytes_up + self.bytes_scoring)
+        return sum(down + up for down, up in self.traffic) + self.rounds * self.bytes_scoring
 
     @property
     def total_seconds(self) -> float:
-        return self.rounds * sum(self.seconds.values())
+        return self.rounds * sum(self.seconds.values()) + sum(self.seconds_once.values())
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
             **dataclasses.asdict(self),
+            "bytes_down": self.bytes_down,
+            "bytes_up": self.bytes_up,
             "total_bytes": self.total_bytes,
             "total_seconds": self.total_seconds,
         }
@@ -80,7 +94,7 @@ def estimate(experiment: Experiment) -> Cost:
     """Build ``experiment``, take one step of each phase, and multiply.
 
     Phases are shrunk by the algorithm's own fields (``epochs``, ``match_steps``, ``distill_steps``, ``global_epochs``), where it
-    has them.
+    has them. Rounds that differ in what clients are sent are looked at one by one; initial virtual images are not distilled.
 
     Raises:
         InputError: the experiment cannot be run.
@@ -92,25 +106,38 @@ def estimate(experiment: Experiment) -> Cost:
     asked = cohort_size(parts.cohort, tuple(parts.sites), experiment.quorum)
     workers = experiment.engine.workers
     desk = Desk(Seed.root(experiment.seed).at("dry"), device=device)
-    client, site = _middle(parts.sites)
+    settings = getattr(parts.algorithm, "virtual", None)
+    once = {} if settings is None else {"virtual": _timed_virtual(parts, settings, desk) / workers}
+    method, sites = _opened(parts, desk)
+    client, site = _middle(sites)
     algorithm = _shrunk(
-        parts.algorithm, epochs=1, distill_steps=1, match_steps=1, global_epochs=1, conditioning=False, retries=0
+        method, epochs=1, distill_steps=1, match_steps=1, global_epochs=1, conditioning=False, retries=0
     )
-    inbox = algorithm.broadcast(parts.start, client)
-
-    local = _timed_local(algorithm, inbox, site, client, desk)
-    examples = sum(len(each.train) for each in parts.sites.values()) / len(parts.sites) * asked
-    epochs = getattr(parts.algorithm, "epochs", 1)
-    matching = _per_match(algorithm, inbox, site, desk) * (getattr(parts.algorithm, "match_steps", 1) - 1)
-    seconds = {"clients": (local.per_image * examples * epochs + asked * matching) / min(workers, asked)}
-    seconds |= _server(parts, algorithm, local.reply, desk, asked=asked, workers=workers)
+    examples = sum(len(each.train) for each in sites.values()) / len(sites) * asked
+    epochs = getattr(method, "epochs", 1)
+    seconds: dict[str, float] = {}
+    own = hasattr(method, "virtual")  # its clients train on as many images as they make, not as they hold
+    few = site if own else _small(site, batch=getattr(algorithm, "batch", len(site.train)))
+    stages = _stages(parts.start, algorithm, few, client, desk, rounds=experiment.rounds)
+    for stage in stages:
+        matching = _per_match(algorithm, stage.inbox, site, desk) * (getattr(method, "match_steps", 1) - 1)
+        if own:
+            training = _timed_visit(algorithm, stage.inbox, site, desk, epochs=epochs) * asked
+        else:
+            training = _timed_visit(algorithm, stage.inbox, few, desk, epochs=1) / len(few.train) * examples * epochs
+        found = {"clients": (training + asked * matching) / min(workers, asked)}
+        found |= _server(sites, method, algorithm, stage, desk, asked=asked, workers=workers)
+        for phase, each in found.items():
+            seconds[phase] = seconds.get(phase, 0.0) + each * len(stage.rounds) / experiment.rounds
     models = parts.algorithm.models(parts.start)
     scoring = _timed_scoring(parts, algorithm, desk)
+    by_round = {number: stage for stage in stages for number in stage.rounds}
     began = time.perf_counter()
     score_models(models, parts.data.test, device=device)
     seconds["evaluate"] = time.perf_counter() - began + scoring.seconds / workers
     if experiment.evaluate.gradients:
-        synthetic = asked * len(parts.world.classes) * getattr(parts.algorithm, "ipc", 0)
+        ipc: int = getattr(method, "global_ipc", asked * getattr(method, "ipc", 0))
+        synthetic = len(parts.world.classes) * ipc
         seconds["evaluate"] += _timed_gradients(parts, device, synthetic=synthetic)
     return Cost(
         histogram={name: each.train.histogram() for name, each in parts.sites.items()},
@@ -121,32 +148,109 @@ def estimate(experiment: Experiment) -> Cost:
         },
         cohort=asked,
         rounds=experiment.rounds,
-        bytes_down=asked * inbox.nbytes,
-        bytes_up=asked * local.reply.bundle.nbytes,
+        traffic=[
+            (asked * stage.inbox.nbytes, asked * stage.reply.bundle.nbytes) for _, stage in sorted(by_round.items())
+        ],
         bytes_scoring=scoring.nbytes,
         seconds=seconds,
+        seconds_once=once,
         memory=peak_memory(),
         workers=workers,
     )
 
 
+def _opened(parts: Parts, desk: Desk) -> tuple[Algorithm, Mapping[str, Site]]:
+    """The method itself, and sites as it finds them: with the starts of their virtual images, which are as many as the images."""
+    if isinstance(parts.algorithm, OnVirtual):
+        start = dataclasses.replace(parts.algorithm.virtual, steps=0)
+        return parts.algorithm.inner, {
+            client: dataclasses.replace(site, train=own_set(start, site.train, Bundle(), parts.world, desk.at(client)))
+            for client, site in parts.sites.items()
+        }
+    if hasattr(parts.algorithm, "virtual"):
+        start = dataclasses.replace(parts.algorithm.virtual, steps=0)
+        return dataclasses.replace(parts.algorithm, virtual=start), parts.sites  # type: ignore[type-var]
+    return parts.algorithm, parts.sites
+
+
+def _timed_virtual(parts: Parts, settings: VirtualSettings, desk: Desk) -> float:
+    """Seconds in which all clients distil their initial virtual images, as if on one process."""
+    _, site = _middle(parts.sites)
+
+    def timed(steps: int) -> float:
+        few = dataclasses.replace(settings, steps=min(steps, settings.steps))
+        return _seconds(lambda: own_set(few, site.train, Bundle(), parts.world, desk))
+
+    first = timed(1)
+    per_step = max(0.0, timed(TIMED_STEPS) - first) / (TIMED_STEPS - 1)
+    return len(parts.sites) * (first + per_step * max(0, settings.steps - 1))
+
+
 @dataclass(frozen=True)
-class _Local:
+class _Stage:
+    """Rounds in which clients are sent the same, but for values: their numbers, and the first of them."""
+
+    rounds: list[int]
+    state: Bundle
+    inbox: Bundle
     reply: Reply
-    per_image: float
 
 
-def _timed_local(algorithm: Algorithm, inbox: Bundle, site: Site, client: str, desk: Desk) -> _Local:
-    """One epoch over one batch, after one that warms up."""
-    batch = min(len(site.train), getattr(algorithm, "batch", len(site.train)))
-    small = dataclasses.replace(site, train=site.train.take(range(batch)))
-    algorithm.local(inbox, small, Bundle(), desk)
+def _stages(
+    state: Bundle, algorithm: Algorithm, site: Site, client: str, desk: Desk, *, rounds: int
+) -> Sequence[_Stage]:
+    """What a run of ``rounds`` rounds is made of.
+
+    Raises:
+        RunError: the first local step gives numbers that are not finite.
+    """
+    stages: dict[object, _Stage] = {}
+    for number in range(1, rounds + 1):
+        state = state.put({"round": number})
+        inbox = algorithm.broadcast(state, client)
+        form = _form(inbox)
+        if form in stages:
+            stages[form].rounds.append(number)
+            continue
+        bundle, _ = algorithm.local(inbox, site, Bundle(), desk)
+        if not bundle.finite():
+            raise RunError("the first local step gives numbers that are not finite: use a smaller algorithm.lr")
+        stages[form] = _Stage([number], state, inbox, Reply(client, bundle.detached()))
+        if rounds > 1:
+            state = algorithm.aggregate(state, [stages[form].reply], desk).state
+    return list(stages.values())
+
+
+def _form(bundle: Bundle) -> object:
+    """All that its size depends on."""
+    return (
+        tuple(
+            (name, tuple((key, tensor.shape, tensor.dtype) for key, tensor in group.items()))
+            for name, group in bundle.groups.items()
+        ),
+        tuple(bundle.numbers),
+    )
+
+
+def _small(site: Site, *, batch: int) -> Site:
+    """The site with one batch."""
+    return dataclasses.replace(site, train=site.train.take(range(min(len(site.train), batch))))
+
+
+def _seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
-    bundle, _ = algorithm.local(inbox, small, Bundle(), desk)
-    seconds = time.perf_counter() - began
-    if not bundle.finite():
-        raise RunError("the first local step gives numbers that are not finite: use a smaller algorithm.lr")
-    return _Local(Reply(client, bundle.detached()), seconds / batch)
+    work()
+    return time.perf_counter() - began
+
+
+def _timed_visit(algorithm: Algorithm, inbox: Bundle, site: Site, desk: Desk, *, epochs: int) -> float:
+    """Seconds of a client's training, which has been warmed up."""
+
+    def timed(count: int) -> float:
+        return _seconds(lambda: _shrunk(algorithm, epochs=count).local(inbox, site, Bundle(), desk))
+
+    first = timed(1)
+    return first if epochs == 1 else first + max(0.0, timed(2) - first) * (epochs - 1)
 
 
 def _per_match(algorithm: Algorithm, inbox: Bundle, site: Site, desk: Desk) -> float:
@@ -155,10 +259,7 @@ def _per_match(algorithm: Algorithm, inbox: Bundle, site: Site, desk: Desk) -> f
         return 0.0
 
     def timed(steps: int) -> float:
-        longer = _shrunk(algorithm, match_steps=steps)
-        began = time.perf_counter()
-        longer.local(inbox, site, Bundle(), desk)
-        return time.perf_counter() - began
+        return _seconds(lambda: _shrunk(algorithm, match_steps=steps).local(inbox, site, Bundle(), desk))
 
     return max(0.0, timed(TIMED_STEPS) - timed(1)) / (TIMED_STEPS - 1)
 
@@ -210,33 +311,42 @@ def _timed_gradients(parts: Parts, device: str, *, synthetic: int) -> float:
 
 
 def _server(
-    parts: Parts, algorithm: Algorithm, reply: Reply, desk: Desk, *, asked: int, workers: int
+    sites: Mapping[str, Site],
+    method: Algorithm,
+    algorithm: Algorithm,
+    stage: _Stage,
+    desk: Desk,
+    *,
+    asked: int,
+    workers: int,
 ) -> dict[str, float]:
     """Seconds of aggregation: distilling and training where the algorithm reports them, else folding the replies.
 
     What every length has in common (setting up, scores at start and end) is told from what a step or an epoch adds.
     """
+    reply = stage.reply
 
     def timed(replies: Sequence[Reply], **fields: int) -> Mapping[str, float]:
         present = {name: value for name, value in fields.items() if hasattr(algorithm, name)}
         shorter = dataclasses.replace(algorithm, **present)  # type: ignore[type-var]
         began = time.perf_counter()
-        figures = shorter.aggregate(parts.start, replies, desk).figures
+        figures = shorter.aggregate(stage.state, replies, desk).figures
         return {"server": time.perf_counter() - began, **figures.get("seconds", {})}
 
     first = timed([reply])
-    if "train" not in first:
-        return {"server": first["server"] * asked}
-    steps, epochs = (getattr(parts.algorithm, name, 0) for name in ("distill_steps", "global_epochs"))
+    steps, epochs = (getattr(method, name, 0) for name in ("distill_steps", "global_epochs"))
     distil = first.get("distil", 0.0)
-    if steps:
+    if steps and "distil" in first:
         per_step = max(0.0, timed([reply], distill_steps=TIMED_STEPS)["distil"] - distil) / (TIMED_STEPS - 1)
-        distil += per_step * (steps - 1 + 2 * getattr(parts.algorithm, "conditioning", False))
+        distil += per_step * (steps - 1 + 2 * getattr(method, "conditioning", False))
+    if "train" not in first:  # one set for all clients, or none
+        fold = (first["server"] - first.get("distil", 0.0)) * asked
+        return {"server": fold, "distil": distil} if "distil" in first else {"server": fold}
     # undistilled sets train as long as distilled ones, and none of them can fail
-    few = [Reply(client, reply.bundle) for client in list(parts.sites)[: min(asked, TIMED_CLIENTS)]]
+    few = [Reply(client, reply.bundle) for client in list(sites)[: min(asked, TIMED_CLIENTS)]]
     once, twice = (timed(few, distill_steps=0, global_epochs=count)["train"] for count in (1, 2))
     per_epoch = max(0.0, twice - once) * asked / len(few)
-    networks = len(parts.algorithm.models(parts.start))
+    networks = len(method.models(stage.state))
     train = {"train": (once + per_epoch * (epochs - 1)) / min(workers, networks)}
     return {"distil": distil * math.ceil(asked / workers), **train} if "distil" in first else train
 

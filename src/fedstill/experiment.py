@@ -13,6 +13,7 @@ from typing import Annotated, Any, cast, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, create_model
 
 from fedstill.algorithms import ALGORITHMS
+from fedstill.algorithms.virtual import OnVirtual, VirtualSettings
 from fedstill.bundle import Bundle
 from fedstill.conduct import EngineSettings, EvaluateSettings, OutputSettings, PublishedSettings
 from fedstill.data.partition import Partition, PartitionSettings, partition
@@ -34,6 +35,7 @@ __all__ = ["Experiment", "Method", "Parts", "by_content", "starter"]
 _DEFAULT_NAMES: Mapping[str, str] = {"model": "convnet", "algorithm": "feddgm"}
 PROVENANCE = "provenance"
 SWEEP = "sweep"
+VIRTUAL = "virtual"
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,32 @@ class Method:
         """Whether the server's state may hold synthetic sets; of the user's own that is not known."""
         return self.name not in ALGORITHMS or ALGORITHMS[self.name].distils
 
-    def build(self, world: World) -> Algorithm:
-        """The algorithm itself."""
-        return cast(Algorithm, self.factory(world=world, **self.fields()))
+    @property
+    def makes_virtual(self) -> bool:
+        """Whether the method reads the ``[virtual]`` table itself: its dataclass has a field of that name."""
+        return any(each.name == VIRTUAL for each in dataclasses.fields(self.factory))
+
+    @property
+    def own_images(self) -> str:
+        """Why virtual images are nothing to it; empty where they are something."""
+        return ALGORITHMS[self.name].own_images if self.name in ALGORITHMS else ""
+
+    def build(self, world: World, virtual: VirtualSettings | None = None) -> Algorithm:
+        """The algorithm itself; on clients' virtual images where ``virtual`` says how to make them.
+
+        Raises:
+            InputError: virtual images are nothing to it.
+        """
+        if self.makes_virtual:
+            return cast(Algorithm, self.factory(world=world, virtual=virtual or VirtualSettings(), **self.fields()))
+        algorithm = cast(Algorithm, self.factory(world=world, **self.fields()))
+        if virtual is None or not virtual.use:
+            return algorithm
+        if self.own_images:
+            raise InputError(
+                f"virtual: '{self.name}' takes no virtual images, for {self.own_images}; set virtual.use = false"
+            )
+        return OnVirtual(inner=algorithm, virtual=virtual, world=world)
 
     @property
     def factory(self) -> Any:
@@ -112,7 +137,7 @@ def _factory(name: str) -> Any:
 
 @cache
 def _options_model(name: str) -> type[BaseModel]:
-    """A pydantic model of the algorithm's fields, less ``world`` and those that its name fixes."""
+    """A pydantic model of the algorithm's fields, less ``world``, ``virtual`` and those that its name fixes."""
     factory = _factory(name)
     try:
         hints = get_type_hints(factory, include_extras=True)
@@ -120,7 +145,7 @@ def _options_model(name: str) -> type[BaseModel]:
         raise InputError(f"algorithm.name = '{name}': its annotations cannot be read ({error})") from error
     fields: dict[str, Any] = {}
     for each in dataclasses.fields(factory):
-        if each.name == "world" or each.name in _fixed(name) or not each.init:
+        if each.name in ("world", VIRTUAL) or each.name in _fixed(name) or not each.init:
             continue
         default: Any = each.default
         if each.default_factory is not dataclasses.MISSING:
@@ -193,6 +218,7 @@ class Experiment:
     algorithm: Annotated[Method, PlainValidator(Method.parse)] = field(
         default_factory=lambda: Method.parse({"name": _DEFAULT_NAMES["algorithm"]})
     )
+    virtual: VirtualSettings | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
@@ -229,7 +255,8 @@ class Experiment:
         found = validated(cls, given)
         # the data will decide what stands here; names and options of the network can be judged without them
         options = found._architecture(channels=1, size=(32, 32), classes=2).resolved().options
-        return replace(found, model=replace(found.model, options=options))
+        virtual = found.virtual or (VirtualSettings() if found.algorithm.makes_virtual else None)
+        return replace(found, model=replace(found.model, options=options), virtual=virtual)
 
     def settings(self) -> dict[str, Any]:
         """All that decides the run's results, by dotted key, as plain JSON values.
@@ -247,10 +274,16 @@ class Experiment:
                     **{f"partition.{key}": value for key, value in asdict(self.partition).items()},
                     **{f"model.{key}": value for key, value in self.model.flat().items()},
                     **{f"algorithm.{key}": value for key, value in self.algorithm.table().items()},
+                    **{f"virtual.{key}": value for key, value in self._virtual().items()},
                 }
             )
         )
         return plain
+
+    def _virtual(self) -> dict[str, Any]:
+        if self.virtual is None or not (self.virtual.use or self.algorithm.makes_virtual):
+            return {}
+        return asdict(self.virtual)
 
     def to_toml(self, provenance: Mapping[str, str] | None = None) -> str:
         """The file that :meth:`read` reads, every default written out, descriptions as comments."""
@@ -264,6 +297,8 @@ class Experiment:
         yield from toml_table(self.model.flat(), [])
         yield from ("", "[algorithm]")
         yield from toml_table(self.algorithm.table(), options(type(self.algorithm.options)))
+        if self.virtual is not None:
+            yield from self._tables(VIRTUAL)
         yield from self._tables("engine", "evaluate", "output")
         if self.published != PublishedSettings():
             yield from self._tables("published")
@@ -302,7 +337,7 @@ class Experiment:
         architecture = self._architecture(channels=train.channels, size=train.size, classes=len(train.classes))
         architecture.check()
         world = World(architecture.resolved(), train.classes, train.normalisation)
-        algorithm = self.algorithm.build(world)
+        algorithm = self.algorithm.build(world, self.virtual)
         uses = plan_uses(self.partition, loaded, dealt, root.at("validation"))
         sites = build_sites(uses, loaded, pooled=self.algorithm.pooled)
         cohort = 1.0 if self.algorithm.pooled else self.cohort

@@ -5,6 +5,8 @@ All are plain functions of features [n, d], differentiable with respect to them,
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -14,9 +16,13 @@ __all__ = ["discrepancy", "model_contrast", "prototype_distance", "supervised_co
 
 
 def supervised_contrast(
-    features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], *, temperature: float
+    features: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    *,
+    temperature: float,
+    reduction: Literal["mean", "sum"] = "mean",
 ) -> Float[Tensor, ""]:
-    """Supervised contrastive loss (Khosla et al., NeurIPS 2020, Eq. 2, L_out), the mean over anchors.
+    """Supervised contrastive loss (Khosla et al., NeurIPS 2020, Eq. 2, L_out), the mean or the sum over anchors.
 
     L_i = −1 / |P(i)| Σ_{p ∈ P(i)} log( exp(z_i · z_p / τ) / Σ_{a ≠ i} exp(z_i · z_a / τ) )
 
@@ -34,7 +40,8 @@ def supervised_contrast(
     similar = (z[anchors] @ z.T / temperature).masked_fill(itself, -torch.inf)
     negative_log = similar.logsumexp(1, keepdim=True) - similar
     positive = positive[anchors]
-    return (negative_log.masked_fill(~positive, 0.0).sum(1) / positive.sum(1)).mean()
+    losses = negative_log.masked_fill(~positive, 0.0).sum(1) / positive.sum(1)
+    return losses.mean() if reduction == "mean" else losses.sum()
 
 
 def model_contrast(

@@ -104,6 +104,8 @@ class Desk:
         seed: this piece of work's own place in the tree of streams.
         device: where tensors are computed on.
         map: keeps order; spreads independent pieces.
+        home: a client's own place in the tree, the same in every round and under every method: for what is made once and kept.
+            None: the desk is no client's.
         progress: ``progress(phase, done, total)``. A phase is one word (``local``, ``score``, ``distil``, ``train``,
             ``evaluate``), counted in clients or networks. A second word is what of it is at work, with a count of its own:
             ``distil c04`` in steps, ``train resnet18`` in epochs. A total of 0 is one that is not known.
@@ -112,7 +114,13 @@ class Desk:
     seed: Seed
     device: str = "cpu"
     map: Map = serial
+    home: Seed | None = None
     progress: Callable[[str, int, int], None] = _silent
+
+    @property
+    def lasting(self) -> Seed:
+        """``home``; of a desk that is no client's, its own place."""
+        return self.home or self.seed
 
     @property
     def steps(self) -> Callable[[str, int, int], None]:

@@ -184,12 +184,14 @@ def _sentence(error: ValidationError, kind: type, table: dict[str, Any], where: 
     if first["type"] in _UNKNOWN_KEY:
         *outer, key = first["loc"]
         known = [option.name for option in options(_table_type(kind, outer))]
-        return f"{_joined(where, first['loc'])}: no such key: {suggestion(str(key), known)}"
+        return f"{_joined(where, (*_known_part(outer, table), key))}: no such key: {suggestion(str(key), known)}"
     if first["type"] in ("missing", "missing_argument"):
         return f"{_joined(where, first['loc'])} is missing"
-    # a union reports every branch, with the branch's name at the end of the location
+    # a union reports every branch, with the branch's name in the location: the one that read furthest was meant
     place = _known_part(first["loc"], table)
-    reasons = [_reason(each) for each in (first, *others) if _known_part(each["loc"], table) == place]
+    places = [(_known_part(each["loc"], table), each) for each in (first, *others)]
+    place = max((found for found, _ in places if found[: len(place)] == place), key=len)
+    reasons = [_reason(each) for found, each in places if found == place]
     value: Any = table
     for step in place:
         value = value[step]
@@ -219,15 +221,15 @@ def _reason(error: Any) -> str:
 
 
 def _known_part(location: Sequence[int | str], table: Any) -> tuple[int | str, ...]:
+    """``location`` less what is not in ``table``: names of a union's branches, and a missing key."""
     place: list[int | str] = []
     for step in location:
         inside = (isinstance(table, dict) and step in table) or (
             isinstance(table, list) and isinstance(step, int) and step < len(table)
         )
-        if not inside:
-            break
-        place.append(step)
-        table = table[step]
+        if inside:
+            place.append(step)
+            table = table[step]
     return tuple(place)
 
 

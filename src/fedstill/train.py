@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,9 +21,10 @@ from fedstill.errors import RunError
 from fedstill.models.architecture import Network
 from fedstill.seeds import Seed
 
-__all__ = ["Batch", "Extra", "Fitted", "Recipe", "classification_loss", "embed", "fit", "predict"]
+__all__ = ["SCORING_BATCH", "Batch", "Extra", "Fitted", "Recipe", "classification_loss", "embed", "fit", "predict"]
 
 SCORING_BATCH = 500
+"""Images of a forward pass that leaves no graph."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Recipe:
 class Batch:
     """What a loss term may look at, in one training step.
 
-    ``network`` is the one in training, for terms on other images than the batch's; ``params`` are its parameters.
+    ``network`` is the one in training, for terms on other images than the batch's; ``params`` are its parameters; ``rows`` are
+    the batch's in the shard, on the shard's device.
     """
 
     network: Network
@@ -62,6 +64,7 @@ class Batch:
     labels: Shaped[Tensor, "n *classes"]
     features: Float[Tensor, "n d"]
     logits: Float[Tensor, "n classes"]
+    rows: Int[Tensor, " n"]
     step: int
 
 
@@ -143,7 +146,7 @@ def fit(
                 logits = network.classify(features)
                 loss = classification_loss(logits, labels, recipe.temperature)
                 if extra is not None:
-                    loss = loss + extra(Batch(network, params, images, labels, features, logits, step))
+                    loss = loss + extra(Batch(network, params, images, labels, features, logits, rows, step))
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()

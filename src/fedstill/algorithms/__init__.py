@@ -21,6 +21,7 @@ class Entry:
         fixed: fields that make it this method; the user cannot set them.
         distils: whether it leaves synthetic sets in the server's state.
         pooled: all clients' data on one site (a ceiling, not a federated method).
+        own_images: why the ``[virtual]`` table does nothing for it; empty where its clients can train on virtual images.
         starter: fields that ``fedstill init`` writes otherwise than their defaults, because those alone would not do.
     """
 
@@ -30,6 +31,7 @@ class Entry:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     distils: bool = False
     pooled: bool = False
+    own_images: str = ""
     starter: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -45,6 +47,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "fedstill.algorithms.averaging:FedAvg",
             "control: all data pooled on one site, the ceiling",
             pooled=True,
+            own_images="it pools all images on one site, where no client is left whose virtual set it could be",
         ),
         "fedprox": Entry(
             "FedProx",
@@ -91,12 +94,20 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "fedstill.algorithms.sharing:FedDM",
             "clients distil by distribution matching around the received weights and send images (Xiong et al. 2023)",
             distils=True,
+            own_images="its clients distil images of their own, each round anew",
+        ),
+        "fedlgd": Entry(
+            "FedLGD",
+            "fedstill.algorithms.fedlgd:FedLGD",
+            "clients train on virtual images of their own, drawn together by a set that the server distils (Huang et al. 2024)",
+            distils=True,
         ),
         "feddgm": Entry(
             "FedDGM",
             "fedstill.algorithms.feddgm:FedDGM",
             "the server distils every client's update through a generator's latents (Jia et al. 2024)",
             distils=True,
+            own_images="its server distils what clients learn from images of their own",
         ),
         "prioronly": Entry(
             "PriorOnly",
@@ -104,6 +115,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "control: FedDGM with no distillation step, what the generator alone gives",
             fixed=MappingProxyType({"distill_steps": 0}),
             distils=True,
+            own_images="its clients do nothing",
             starter=MappingProxyType({"generator": "digits"}),
         ),
     }

@@ -48,14 +48,13 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.algorithms.replies import Sieve
 from fedstill.algorithms.union import Course, DistilledSet, global_networks, keep, study
 from fedstill.bundle import Bundle, Group
 from fedstill.data.augment import Augmentation
-from fedstill.data.shard import Shard, hard_labels
+from fedstill.data.shard import Shard
 from fedstill.distill.canvas import Canvas, Strokes
 from fedstill.distill.distribution import (
     DistributionMatcher,
@@ -68,12 +67,12 @@ from fedstill.distill.distribution import (
     zcdp,
 )
 from fedstill.distill.health import Health
+from fedstill.distill.virtual import some_rows
 from fedstill.errors import InputError, RunError
 from fedstill.generators.pixels import Pixels
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import NetworkChoice
 from fedstill.rounds import Desk, Failure, Outcome, Reply, Site, Trained, World
-from fedstill.seeds import Seed
 from fedstill.train import Recipe
 
 __all__ = ["FedDM", "received"]
@@ -223,7 +222,7 @@ class FedDM:
         pixels = Pixels(architecture.channels, architecture.size, self.world.normalisation)
         first = None
         if self.start == "real":
-            first = {"f": real.inputs(_rows(real, classes, self.ipc, desk.seed.at("start"))).to(desk.device)}
+            first = {"f": real.inputs(some_rows(real, classes, self.ipc, desk.seed.at("start"))).to(desk.device)}
         return Canvas.draw(
             pixels,
             pixels.depth,
@@ -341,15 +340,3 @@ def _health(numbers: Mapping[str, float], synthetic: Shard) -> Health | None:
     start, end, best = losses
     lowest, highest = synthetic.images.min().item(), synthetic.images.max().item()
     return Health(start, end, best, lowest, highest, rate=None)
-
-
-def _rows(real: Shard, classes: Sequence[int], each: int, seed: Seed) -> Tensor:
-    """``each`` rows of every class, without repetition where there are as many, else each in turn."""
-    hard = hard_labels(real.labels)
-    generator = seed.torch()
-    chosen = []
-    for label in classes:
-        rows = (hard == label).nonzero().flatten().cpu()
-        order = torch.randperm(len(rows), generator=generator)
-        chosen.append(rows[order[torch.arange(each) % len(rows)]])
-    return torch.cat(chosen)

@@ -241,13 +241,16 @@ def _say_cost(cost: Cost, *, as_json: bool) -> None:
     typer.echo("")
     for name, count in cost.parameters.items():
         typer.echo(f"{name}: {count:,} parameters")
+    mean = "" if len(set(cost.traffic)) == 1 else "on average "
     typer.echo(
-        f"bytes a round, {cost.cohort} clients: up {bytes_text(cost.bytes_up)}, down {bytes_text(cost.bytes_down)}, "
+        f"bytes a round, {cost.cohort} clients: {mean}up {bytes_text(cost.bytes_up)}, down {bytes_text(cost.bytes_down)}, "
         f"scoring {bytes_text(cost.bytes_scoring)}; in {cost.rounds} rounds {bytes_text(cost.total_bytes)}"
     )
     if cost.memory is not None:
         typer.echo(f"memory: at least {bytes_text(cost.memory)} a process, {cost.workers} at work")
     phases = ", ".join(f"{phase} {seconds_text(seconds)}" for phase, seconds in cost.seconds.items())
+    for phase, seconds in cost.seconds_once.items():
+        typer.echo(f"time before the first round, {phase} images of all clients: {seconds_text(seconds)}")
     typer.echo(
         f"time a round with {cost.workers} {'worker' if cost.workers == 1 else 'workers'}: {phases}; "
         f"in {cost.rounds} rounds about {seconds_text(cost.total_seconds)}"

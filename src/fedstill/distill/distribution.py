@@ -47,9 +47,9 @@ from torch import Tensor
 
 from fedstill.data.augment import Augmentation, Drawn, apply
 from fedstill.data.shard import Shard, hard_labels
-from fedstill.distill.canvas import Canvas, Pull, distill
-from fedstill.distill.health import Health
-from fedstill.errors import InputError, RunError
+from fedstill.distill.canvas import Canvas, Pull
+from fedstill.distill.health import Health, descend
+from fedstill.errors import InputError
 from fedstill.models.architecture import Architecture, Network
 from fedstill.models.layers import BATCH_NORMS, best_layout
 from fedstill.seeds import Seed
@@ -308,25 +308,7 @@ def draw_near(
     Raises:
         RunError: the loss is no longer finite.
     """
-    # one draw for both ends: else the networks' luck would pass for progress
-    probe, measured = seed.at("probe"), matcher.noise is None
-    start = best = matcher.loss(canvas.render(), canvas.labels, canvas.rate, probe) if measured else math.inf
-    distilling = distill(canvas, matcher, seed=seed.at("step"))
-    for number in range(steps):
-        loss = next(distilling).loss
-        if not math.isfinite(loss):
-            raise RunError(
-                f"matching diverged, its loss is {loss} at step {number + 1}: use a smaller step size of images"
-            )
-        best = min(best, loss)
-        if progress is not None:
-            progress(number + 1, steps)
-    if not measured:
-        return None
-    images = canvas.render()
-    end = matcher.loss(images, canvas.labels, canvas.rate, probe)
-    pixels = canvas.normalisation.undo(images)
-    return Health(start, end, min(best, end), pixels.min().item(), pixels.max().item(), rate=None)
+    return descend(canvas, matcher, steps=steps, seed=seed, measured=matcher.noise is None, progress=progress)
 
 
 def zcdp(steps: int, multiplier: float) -> float:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
+from jaxtyping import Float, Shaped
+from torch import Tensor
 from torch.nn import functional as F
 
-from fedstill.distill.canvas import Canvas, distill
+from fedstill.distill.canvas import Canvas, Matcher, distill
 from fedstill.distill.matchers import TrajectoryMatcher
+from fedstill.errors import RunError
 from fedstill.seeds import Seed
 
-__all__ = ["Health", "agreement", "match"]
+__all__ = ["Health", "Measurable", "agreement", "descend", "match"]
 
 
 LEAST_RATE = 0.1
@@ -46,6 +49,64 @@ class Health:
     conditioning: float | None = None
     retries: int = 0
     sick: str | None = None
+
+
+class Measurable(Matcher, Protocol):
+    """A matcher that can also say its loss alone, on the draws that ``pull`` would make from ``seed``."""
+
+    def loss(
+        self,
+        images: Float[Tensor, "n c h w"],
+        labels: Shaped[Tensor, "n *classes"],
+        rate: float,
+        seed: Seed,
+    ) -> float: ...
+
+
+def descend(
+    canvas: Canvas,
+    matcher: Measurable,
+    *,
+    steps: int,
+    seed: Seed,
+    measured: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Health | None:
+    """Distil ``steps`` steps with no student; ``canvas`` is moved in place.
+
+    Args:
+        canvas: the images.
+        matcher: what they should agree with.
+        steps: how many.
+        seed: of the whole distillation; step n draws from ``seed.at("step", n)``.
+        measured: whether losses are taken at both ends.
+        progress: ``progress(steps done, steps)``.
+
+    Returns:
+        How it went, with losses at both ends on one draw; None where it is not to be measured.
+
+    Raises:
+        RunError: the loss is no longer finite.
+    """
+    # one draw for both ends: else the draws' luck would pass for progress
+    probe = seed.at("probe")
+    start = best = matcher.loss(canvas.render(), canvas.labels, canvas.rate, probe) if measured else math.inf
+    distilling = distill(canvas, matcher, seed=seed.at("step"))
+    for number in range(steps):
+        loss = next(distilling).loss
+        if not math.isfinite(loss):
+            raise RunError(
+                f"matching diverged, its loss is {loss} at step {number + 1}: use a smaller step size of images"
+            )
+        best = min(best, loss)
+        if progress is not None:
+            progress(number + 1, steps)
+    if not measured:
+        return None
+    images = canvas.render()
+    end = matcher.loss(images, canvas.labels, canvas.rate, probe)
+    pixels = canvas.normalisation.undo(images)
+    return Health(start, end, min(best, end), pixels.min().item(), pixels.max().item(), rate=None)
 
 
 def match(

@@ -41,7 +41,7 @@ class LocalEngine:
         algorithm: whose ``local`` and ``score`` the clients run.
         sites: data by client.
         desk: its ``map`` spreads the clients' work; client c's work in round n draws from
-            ``desk.seed.at("round", n, "client", c, task)``.
+            ``desk.seed.at("round", n, "client", c, task)``, and what lasts from ``desk.seed.at("client", c)``.
         memory: what clients remember between rounds.
     """
 
@@ -74,7 +74,10 @@ class LocalEngine:
 
     def _client_desk(self, number: int, client: str, task: str) -> Desk:
         """A plain desk: a worker process spreads nothing further and reports through its result."""
-        desk = Desk(self.desk.seed.at("round", number, "client", client, task), device=self.desk.device)
+        seed = self.desk.seed
+        desk = Desk(
+            seed.at("round", number, "client", client, task), device=self.desk.device, home=seed.at("client", client)
+        )
         if self.desk.map is not serial:
             return desk
         # pieces are taken one after another here, each when its work begins
