@@ -395,8 +395,7 @@ def test_kill_9_then_ctrl_c_at_any_moment_then_the_same_command(file, tmp_path):
     process = subprocess.Popen(endless, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr.readline() == f"1 cell, in {out}\n"
     time.sleep(random.uniform(0, 5))
-    os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=60)[1].splitlines()
+    said = tiny.interrupt(process).splitlines()
     assert process.returncode == 130
     assert said[1].startswith("fedavg-0 goes on after round ")
     assert said[-1] == (

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -221,7 +219,6 @@ def test_ctrl_c_from_a_terminal_is_the_normal_end(tmp_path):
         time.sleep(0.05)
     assert 'http-equiv="refresh"' in page.read_text()
     time.sleep(0.5)  # it sleeps by then
-    os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    said = tiny.interrupt(process)
     assert (process.returncode, said.splitlines()[-1]) == (0, "no longer watching; the runs go on")
     assert 'http-equiv="refresh"' not in page.read_text()
