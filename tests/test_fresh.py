@@ -99,6 +99,7 @@ def test_the_recipe_is_the_runs_own():
         "momentum": 0.8,
         "decay": 0.001,
         "augmentation": "color_crop",
+        "temperature": 2.0,
     }
     assert recipe_json(recipe_of({}))["epochs"] == 1000
     assert recipe_json(recipe_of({"global_augmentation": "none"}))["augmentation"] == "none"

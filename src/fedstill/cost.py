@@ -33,6 +33,23 @@ TELLING_SECONDS = 0.1
 TIMED_IMAGES = 100
 """Images of a timed gradient, at most."""
 
+_LEAST: Mapping[str, int] = {
+    "epochs": 1,
+    "distill_steps": 1,
+    "match_steps": 1,
+    "global_epochs": 1,
+    "conditioning": 0,
+    "retries": 0,
+    "experts": 1,
+    "expert_epochs": 1,
+    "span": 1,
+    "latest": 1,
+    "judges": 1,
+    "judge_epochs": 1,
+    "check_every": 1_000_000,
+}
+"""Of an algorithm that is tried: each phase once, as short as it can be."""
+
 TIMED_CLIENTS = 10
 """Clients whose sets make up the union of a timed epoch, at most."""
 
@@ -116,25 +133,26 @@ def estimate(experiment: Experiment) -> Cost:
     once = {} if settings is None else {"virtual": _timed_virtual(parts, settings, desk) / workers}
     method, sites = _opened(parts, desk)
     client, site = _middle(sites)
-    algorithm = _shrunk(
-        method, epochs=1, distill_steps=1, match_steps=1, global_epochs=1, conditioning=False, retries=0
-    )
+    algorithm = _shrunk(method, **_LEAST)
     examples = sum(len(each.train) for each in sites.values()) / len(sites) * asked
     epochs = getattr(method, "epochs", 1)
     seconds: dict[str, float] = {}
     own = hasattr(method, "virtual")  # its clients train on as many images as they make, not as they hold
     few = site if own else _small(site, batch=getattr(algorithm, "batch", len(site.train)))
     stages = _stages(parts.start, algorithm, few, client, desk, rounds=experiment.rounds)
+    rounds = sum(len(stage.rounds) for stage in stages)  # a method may end before the experiment
     for stage in stages:
         matching = _per_match(algorithm, stage.inbox, site, desk) * (getattr(method, "match_steps", 1) - 1)
-        if own:
+        if hasattr(method, "expert_epochs"):
+            training = _timed_node(method, stage.inbox, site, desk, mean=examples / asked) * asked
+        elif own:
             training = _timed_visit(algorithm, stage.inbox, site, desk, epochs=epochs) * asked
         else:
             training = _timed_visit(algorithm, stage.inbox, few, desk, epochs=1) / len(few.train) * examples * epochs
         found = {"clients": (training + asked * matching) / min(workers, asked)}
         found |= _server(sites, method, algorithm, stage, desk, asked=asked, workers=workers)
         for phase, each in found.items():
-            seconds[phase] = seconds.get(phase, 0.0) + each * len(stage.rounds) / experiment.rounds
+            seconds[phase] = seconds.get(phase, 0.0) + each * len(stage.rounds) / rounds
     models = parts.algorithm.models(parts.start)
     scoring = _timed_scoring(parts, algorithm, desk)
     by_round = {number: stage for stage in stages for number in stage.rounds}
@@ -153,7 +171,7 @@ def estimate(experiment: Experiment) -> Cost:
             for name, trained in models.items()
         },
         cohort=asked,
-        rounds=experiment.rounds,
+        rounds=rounds,
         traffic=[
             (asked * stage.inbox.nbytes, asked * stage.reply.bundle.nbytes) for _, stage in sorted(by_round.items())
         ],
@@ -211,6 +229,8 @@ def _stages(
     """
     stages: dict[object, _Stage] = {}
     for number in range(1, rounds + 1):
+        if algorithm.task(state) is None:
+            break
         state = state.put({"round": number})
         inbox = algorithm.broadcast(state, client)
         form = _form(inbox)
@@ -275,6 +295,31 @@ def _per_match(algorithm: Algorithm, inbox: Bundle, site: Site, desk: Desk) -> f
         return _seconds(lambda: _shrunk(algorithm, match_steps=steps).local(inbox, site, Bundle(), desk))
 
     return _per_step(timed)
+
+
+def _timed_node(method: Algorithm, inbox: Bundle, site: Site, desk: Desk, *, mean: float) -> float:
+    """Seconds of a client that trains experts, distils and judges; of one with ``mean`` images."""
+
+    def timed(**fields: int) -> float:
+        shrunk = _shrunk(method, **{**_LEAST, **fields})
+        return _seconds(lambda: shrunk.local(inbox, site, Bundle(), desk))
+
+    asked: dict[str, int] = {
+        name: getattr(method, name) for name in ("experts", "expert_epochs", "distill_steps", "judges", "judge_epochs")
+    }
+    if not asked["distill_steps"]:
+        return timed()
+    every: int = getattr(method, "check_every", 1)
+    looks = 1 + math.ceil(asked["distill_steps"] / every)
+    epoch = _per_step(lambda count: timed(expert_epochs=count)) * mean / len(site.train)
+    step = _per_step(lambda count: timed(distill_steps=count))
+    judging = _per_step(lambda count: timed(judge_epochs=count)) / 2  # at the start and at the end
+    return (
+        timed()
+        + epoch * (asked["experts"] * asked["expert_epochs"] - 1)
+        + step * (asked["distill_steps"] - 1)
+        + judging * (looks * asked["judges"] * asked["judge_epochs"] - 2)
+    )
 
 
 @dataclass(frozen=True)

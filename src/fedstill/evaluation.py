@@ -17,16 +17,15 @@ from typing import Any
 from fedstill.errors import InputError, suggestion
 from fedstill.evaluate.clients import compare, place
 from fedstill.evaluate.features import Space, model_space, pixel_space, random_space
-from fedstill.evaluate.fresh import read_union, recipe_json, recipe_of, train_fresh
+from fedstill.evaluate.fresh import PLACE, read_union, recipe_json, recipe_of, results_json, train_fresh
 from fedstill.evaluate.networks import named, read_choice
 from fedstill.experiment import Experiment, Parts
-from fedstill.files import numbered, round_stem, write_json
-from fedstill.folder import EVALUATION, EXPERIMENT, PARTITION
-from fedstill.metrics import plain
+from fedstill.files import round_stem, write_json
+from fedstill.folder import EVALUATION, EXPERIMENT
+from fedstill.kept import check_data, check_run, kept_round
 from fedstill.models.choice import Choice
 from fedstill.rounds import Desk, serial
 from fedstill.runtime import Processes, pick_device, prepared
-from fedstill.seeds import Seed
 
 __all__ = ["VERSION", "Asked", "FreshNetworks", "evaluate_run"]
 
@@ -34,8 +33,6 @@ VERSION = 1
 """Of ``evaluation.json``."""
 
 SPACES = ("random", "pixels", "model")
-
-DEALT = "who holds what"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,23 +104,21 @@ def evaluate_run(
     run = Path(run)
     if asked.fresh is None and not asked.mmd and not asked.tsne:
         raise InputError("nothing is asked for: give --fresh, --mmd or --tsne, or several of them")
-    if not (run / EXPERIMENT).is_file():
-        raise InputError(f"{run} is no run: there is no {EXPERIMENT} in it; give the folder that 'fedstill run' wrote")
+    check_run(run)
     _read(run / EVALUATION)  # what could not be merged with is refused before hours of work
     experiment = Experiment.read(run / EXPERIMENT)
-    number = None if asked.fresh is None else _kept(run, experiment, asked.fresh.round)
+    number = None if asked.fresh is None else kept_round(run, experiment, asked.fresh.round)
     with prepared(experiment.threads):
         device = pick_device(device)
         workers = experiment.engine.workers if workers is None else workers
         desk = Desk(
-            # of no experiment: runs of one partition compare the same images, and share fresh networks
-            Seed(("evaluate",)),
+            PLACE,
             device=device,
             map=Processes(workers, experiment.threads) if workers > 1 else serial,
             progress=progress or (lambda phase, done, total: None),
         )
         parts = experiment.build()
-        _check_data(run, parts)
+        check_data(run, parts)
         found: dict[str, Any] = {}
         if asked.mmd or asked.tsne:
             space = _space(run, parts, asked, device)
@@ -158,56 +153,6 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _kept(run: Path, experiment: Experiment, wanted: int | None) -> int:
-    """The round whose synthetic set is meant."""
-    kept = numbered(run / "synthetic", ".safetensors")
-    if not kept:
-        raise InputError(
-            f"{run} keeps no synthetic set to train fresh networks on: "
-            + (
-                "no round is done yet"
-                if experiment.algorithm.may_distil
-                else f"'{experiment.algorithm.name}' makes none; choose a run of a method that distils"
-            )
-        )
-    if wanted is not None and wanted not in kept:
-        listed = ", ".join(map(str, kept))
-        raise InputError(
-            f"--round {wanted}: {run} keeps the synthetic sets of "
-            + (f"round {listed} only" if len(kept) == 1 else f"rounds {listed}")
-            + "; output.keep_synthetic says how many a run keeps"
-        )
-    return kept[-1] if wanted is None else wanted
-
-
-def _check_data(run: Path, parts: Parts) -> None:
-    """That what was built now is what the run worked on."""
-    for what, known in _known_data(run).items():
-        if known != parts.identity.get(what):
-            raise InputError(f"{run}: the data are no longer those of the run ({what} differs): put them back")
-
-
-def _known_data(run: Path) -> dict[str, Any]:
-    """What the run says of its data: its newest checkpoint knows every pixel, ``partition.json`` who holds what."""
-    checkpoints = run / "checkpoints"
-    for number in numbered(checkpoints, ".json")[-1:]:
-        identity = _json(checkpoints / f"{round_stem(number)}.json").get("identity")
-        if isinstance(identity, dict):
-            return {name: identity.get(name) for name in ("images and labels", DEALT)}
-    if (known := _json(run / PARTITION).get("hash")) is not None:
-        return {DEALT: known}
-    raise InputError(f"{run}: neither a checkpoint nor {PARTITION} can be read, so nobody knows what the run worked on")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A table; empty where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 # --- fresh networks --------------------------------------------------------------------------------------------------
 
 
@@ -231,16 +176,7 @@ def _fresh(
         "sha256": digest,
         "images": len(lesson),
         "recipe": recipe_json(recipe),
-        "results": [
-            {
-                "model": each.model,
-                "seed": each.seed,
-                "accuracy": each.scores.accuracy,
-                "balanced_accuracy": each.scores.balanced_accuracy,
-                "calibration_error": plain(each.scores.calibration_error),
-            }
-            for each in results
-        ],
+        "results": results_json(results),
     }
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "OURS",
     "PARTITION",
     "REPORT",
+    "SCRATCH",
     "SUMMARY",
     "TRACKING",
     "check",
@@ -31,7 +32,7 @@ __all__ = [
     "resume_command",
 ]
 
-EXPERIMENT, METRICS, PARTITION, SUMMARY, REPORT, EVALUATION, FAILURES, TRACKING, LOCK = (
+EXPERIMENT, METRICS, PARTITION, SUMMARY, REPORT, EVALUATION, FAILURES, TRACKING, SCRATCH, LOCK = (
     "experiment.toml",
     "metrics.jsonl",
     "partition.json",
@@ -40,9 +41,11 @@ EXPERIMENT, METRICS, PARTITION, SUMMARY, REPORT, EVALUATION, FAILURES, TRACKING,
     "evaluation.json",
     "failures.log",
     "trackers",
+    "scratch",
     ".lock",
 )
 OURS = (
+    SCRATCH,
     "checkpoints",
     "memory",
     "synthetic",

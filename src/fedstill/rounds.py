@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from fedstill.bundle import Bundle, Group
@@ -106,6 +107,8 @@ class Desk:
         map: keeps order; spreads independent pieces.
         home: a client's own place in the tree, the same in every round and under every method: for what is made once and kept.
             None: the desk is no client's.
+        scratch: a folder for what is large and can be made again, so that work that was interrupted goes on where it was;
+            None: there is none, and it begins anew.
         progress: ``progress(phase, done, total)``. A phase is one word (``local``, ``score``, ``distil``, ``train``,
             ``evaluate``), counted in clients or networks. A second word is what of it is at work, with a count of its own:
             ``distil c04`` in steps, ``train resnet18`` in epochs. A total of 0 is one that is not known.
@@ -115,6 +118,7 @@ class Desk:
     device: str = "cpu"
     map: Map = serial
     home: Seed | None = None
+    scratch: Path | None = None
     progress: Callable[[str, int, int], None] = _silent
 
     @property

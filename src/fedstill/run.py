@@ -149,6 +149,7 @@ def _work(
         Seed.root(experiment.seed).at("run"),
         device=device,
         map=processes or serial,
+        scratch=record.out / folder.SCRATCH,
         progress=progress,
     )
     engine = LocalEngine(parts.algorithm, parts.sites, desk, record.memory)
@@ -290,6 +291,7 @@ class _Record:
         if selected != last["round"] and best is not None:
             row = next(row for row in self.rows if row["round"] == selected)
             self._save_models(self.out / MODELS / BEST, best, row)
+        folder.remove(self.out / folder.SCRATCH)  # what was begun is done
         self._summarise(finished=True)
         write_report([self.out], self.out / REPORT)
         return Finished(self.out, last["round"], selected, last["accuracy"], self.out / REPORT)
@@ -332,6 +334,7 @@ class _Record:
             self.out / SUMMARY,
             {
                 "finished": finished,
+                "complete": finished and self.parts.algorithm.task(self.state) is None,
                 "rounds": self.rows[-1]["round"],
                 "wall_seconds": sum(
                     row["seconds"][phase] for row in self.rows for phase in ("clients", "server", "evaluate")

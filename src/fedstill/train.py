@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -29,16 +29,18 @@ SCORING_BATCH = 500
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained: stochastic gradient descent over shuffled batches.
+    """How a classifier is trained: gradient descent over shuffled batches.
 
     Attributes:
         epochs: passes over the images.
         lr: step size.
         batch: images a step; the last batch of an epoch may be smaller.
-        momentum: of SGD.
-        decay: weight decay of SGD (an L2 term in the gradient).
+        momentum: of SGD; Adam has its own two.
+        decay: weight decay (an L2 term in the gradient).
         augmentation: drawn anew each step; the default trains on the images as they are.
         temperature: of the soft-label loss; hard labels do not use it.
+        optimiser: ``sgd`` or ``adam``.
+        drop: factor on the step size from the epoch on that begins the second half.
     """
 
     epochs: int
@@ -48,6 +50,8 @@ class Recipe:
     decay: float = 0.0
     augmentation: Augmentation = Augmentation()
     temperature: float = 1.0
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    drop: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ def fit(
     seed: Seed,
     device: str = "cpu",
     extra: Extra | None = None,
+    watch: Callable[[Mapping[str, Tensor]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Fitted:
     """Train a copy of ``network`` on ``shard``; ``network`` itself is not touched.
@@ -123,6 +128,7 @@ def fit(
         seed: order of batches (``order``), augmentation (``augment``), dropout (``dropout``).
         device: where to compute.
         extra: one more loss term, added at every step.
+        watch: is shown the network's ``state_dict`` before the first epoch and after each; the tensors go on changing.
         progress: ``progress(epochs done, epochs)``.
 
     Raises:
@@ -131,12 +137,17 @@ def fit(
     network = copy.deepcopy(network).to(device).train()
     shard = shard.to(device)
     params = dict(network.named_parameters())
-    optimiser = torch.optim.SGD(params.values(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.decay)
+    optimiser = _optimiser(recipe, params)
     orders, drawing = seed.at("order").torch(), seed.at("augment").torch()
     losses: list[float] = []
     step = 0
+    if watch is not None:
+        watch(network.state_dict())
     with seed.at("dropout").scope(device):
         for epoch in range(recipe.epochs):
+            if recipe.drop != 1 and epoch == (recipe.epochs + 1) // 2:
+                for group in optimiser.param_groups:
+                    group["lr"] *= recipe.drop
             order = torch.randperm(len(shard), generator=orders).to(device)
             total = torch.zeros((), device=device)
             for rows in torch.split(order, recipe.batch):
@@ -153,12 +164,20 @@ def fit(
                 total += loss.detach() * len(rows)
                 step += 1
             losses.append(total.item() / max(1, len(shard)))
+            if watch is not None:
+                watch(network.state_dict())
             if progress is not None:
                 progress(epoch + 1, recipe.epochs)
     if losses and not torch.isfinite(torch.tensor(losses[-1])):
         raise RunError(f"training diverged, its loss is {losses[-1]}: use a smaller lr than {recipe.lr}")
     tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     return Fitted(tensors, step, len(shard), tuple(losses))
+
+
+def _optimiser(recipe: Recipe, params: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+    if recipe.optimiser == "adam":
+        return torch.optim.Adam(params.values(), lr=recipe.lr, weight_decay=recipe.decay)
+    return torch.optim.SGD(params.values(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.decay)
 
 
 def predict(network: nn.Module, shard: Shard, *, device: str = "cpu") -> Float[Tensor, "n classes"]:

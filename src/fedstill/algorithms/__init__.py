@@ -102,6 +102,13 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "clients train on virtual images of their own, drawn together by a set that the server distils (Huang et al. 2024)",
             distils=True,
         ),
+        "oneshot": Entry(
+            "OneShot",
+            "fedstill.algorithms.oneshot:OneShot",
+            "clients distil by trajectory matching against experts of their own and send images once (Epple)",
+            distils=True,
+            own_images="its clients distil images of their own",
+        ),
         "feddgm": Entry(
             "FedDGM",
             "fedstill.algorithms.feddgm:FedDGM",

@@ -304,8 +304,8 @@ class FedDM:
         return global_networks(self.world, self.global_models, GLOBAL)
 
 
-def received(group: Group, world: World, *, ipc: int) -> Shard:
-    """The labelled images of a client's reply, which is a stranger's: at most ``ipc`` a class, maybe none.
+def received(group: Group, world: World, *, ipc: int, kind: torch.dtype = torch.float32) -> Shard:
+    """The labelled images of a client's reply, which is a stranger's: of this kind, at most ``ipc`` a class, maybe none.
 
     Raises:
         InputError: they are no such images.
@@ -314,9 +314,9 @@ def received(group: Group, world: World, *, ipc: int) -> Shard:
     if images is None or labels is None or len(group) != 2:
         raise InputError(f"its synthetic set holds {sorted(group)} where 'images' and 'labels' are due")
     shape = (world.architecture.channels, *world.architecture.size)
-    if images.dtype != torch.float32 or images.dim() != 4 or tuple(images.shape[1:]) != shape:
+    if images.dtype != kind or images.dim() != 4 or tuple(images.shape[1:]) != shape:
         raise InputError(
-            f"its synthetic images are {images.dtype} {list(images.shape)} where torch.float32 [n, "
+            f"its synthetic images are {images.dtype} {list(images.shape)} where {kind} [n, "
             f"{', '.join(map(str, shape))}] is due"
         )
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:

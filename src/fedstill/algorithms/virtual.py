@@ -51,7 +51,10 @@ class VirtualSettings:
     ] = True
     ipc: Annotated[int, Field(ge=1, description="images a class and client [FedLGD: 10 or 50]")] = 10
     start: Annotated[
-        Start, Field(description="class statistics [FedLGD], noise N(0, 1), or real images, which they then may show")
+        Start,
+        Field(
+            description="class statistics [FedLGD], noise N(0, 1), real images, which they then may show, or means of them"
+        ),
     ] = "statistics"
     missing: Annotated[
         Missing, Field(description="a class that a client lacks: none, or images from its overall statistics")

@@ -2,10 +2,12 @@
 
 experiments.py   init, run, resume, demo
 sweeping.py      sweep; cells.py is what it says while it goes on
+tuning.py        tune
 models.py        predict, export
 priors.py        prior train, prior sample
 inspection.py    data inspect, list, report, check
 evaluation.py    evaluate
+pack.py          pack
 watch.py         watch
 console.py       what a run says while it goes on; pace.py and live.py are parts of it
 imports.py       where code of the user's own is looked for
@@ -22,7 +24,7 @@ from typing import Annotated
 import typer
 
 import fedstill
-from fedstill.cli import evaluation, experiments, inspection, models, priors, sweeping
+from fedstill.cli import evaluation, experiments, inspection, models, pack, priors, sweeping, tuning
 from fedstill.cli import watch as watching
 from fedstill.errors import FedstillError
 
@@ -42,10 +44,12 @@ app.command("init")(experiments.init)
 app.command("run")(experiments.run)
 app.command("resume")(experiments.resume)
 app.command("sweep")(sweeping.sweep)
+app.command("tune")(tuning.tune)
 app.command("demo")(experiments.demo)
 app.command("predict")(models.predict)
 app.command("export")(models.export)
 app.command("evaluate")(evaluation.evaluate)
+app.command("pack")(pack.pack)
 app.command("report")(inspection.report)
 app.command("watch")(watching.watch)
 app.command("list")(inspection.list_choices)

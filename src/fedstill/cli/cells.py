@@ -44,13 +44,16 @@ def plan_text(plan: Plan) -> str:
 
 
 @contextmanager
-def listener(*, as_json: bool, quiet: bool) -> Iterator[Listener]:
-    """What fits: troubles alone, JSON on stdout, a live board on a terminal, or plain lines on stderr."""
+def listener(*, as_json: bool, quiet: bool, noun: str = "cells") -> Iterator[Listener]:
+    """What fits: troubles alone, JSON on stdout, a live board on a terminal, or plain lines on stderr.
+
+    ``noun``: what the board calls what it counts.
+    """
     console = Console(stderr=True)
     if quiet or as_json:
         yield _Machine(as_json=as_json)
     elif sys.stderr.isatty() and console.is_interactive:  # which a terminal that cannot move its cursor is not
-        board = CellBoard(console)
+        board = CellBoard(console, noun=noun)
         drawn = Live(
             get_renderable=lambda: board.draw(console.width, console.height),
             console=console,
@@ -154,9 +157,10 @@ class CellLines(_Words):
 class CellBoard(_Words):
     """Lines above, and at the foot how far the sweep is and every cell at work."""
 
-    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic, noun: str = "cells") -> None:
         super().__init__(clock)
         self._console = console
+        self._noun = noun
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -182,7 +186,11 @@ class CellBoard(_Words):
         left = left_text(self._left(now))
         spent = ticking(now - self._began)
         lines = [
-            Bar(f"{over}/{tally.total} cells", (over + parts) / tally.total, f"{spent}, {left}" if left else spent)
+            Bar(
+                f"{over}/{tally.total} {self._noun}",
+                (over + parts) / tally.total,
+                f"{spent}, {left}" if left else spent,
+            )
         ]
         for name, pace in paces.items():
             left = left_text(pace.left(now)) if pace.number <= pace.until else ""
@@ -246,7 +254,8 @@ def _end(ended: Ended) -> str:
     if ended.state == "failed":
         return f"{ended.cell.name} failed: {ended.why}"
     scores = [f"{name} {percent(share)}" for name, share in ended.accuracy.items()]
-    return "  ".join([ended.cell.name, *scores, seconds_text(ended.seconds)])
+    pruned = [f"pruned after round {ended.rounds}"] if ended.state == "pruned" else []
+    return "  ".join([ended.cell.name, *pruned, *scores, seconds_text(ended.seconds)])
 
 
 def _share(pace: Pace) -> float:

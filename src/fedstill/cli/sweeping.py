@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedstill.sweep.grid import Cell
     from fedstill.sweep.work import Done
 
-__all__ = ["sweep"]
+__all__ = ["seed_list", "sweep"]
 
 INTERRUPTED = 130
 
@@ -59,7 +59,7 @@ def sweep(
     from fedstill.sweep.grid import read, title
 
     look_here()
-    cells = read(files, seeds=_numbers(seeds), vary=vary or (), settings=settings or ())
+    cells = read(files, seeds=seed_list(seeds), vary=vary or (), settings=settings or ())
     place = out or Path("runs") / title(files)
     if dry_run:
         _dry_run(cells, place, jobs=jobs, as_json=as_json, quiet=quiet)
@@ -90,7 +90,12 @@ def _work(cells: Sequence[Cell], out: Path, *, jobs: int | None, as_json: bool, 
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _numbers(text: str | None) -> list[int] | None:
+def seed_list(text: str | None) -> list[int] | None:
+    """``0,1,2`` as ``--seeds`` has it.
+
+    Raises:
+        InputError: it has another form.
+    """
     if text is None:
         return None
     try:

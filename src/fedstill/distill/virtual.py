@@ -23,7 +23,7 @@ from fedstill.seeds import Seed
 
 __all__ = ["Missing", "Start", "begin", "canvas_of", "some_rows"]
 
-Start = Literal["statistics", "noise", "real"]
+Start = Literal["statistics", "noise", "real", "mean"]
 Missing = Literal["none", "overall"]
 
 
@@ -34,7 +34,8 @@ def begin(real: Shard, *, ipc: int, start: Start, missing: Missing, seed: Seed) 
         real: at least one image; labels may be soft and count for their largest entry.
         ipc: images a class, however many real ones there are.
         start: ``statistics`` of the class; ``noise`` N(0, 1) as networks see images; ``real`` images, each in turn where there
-            are fewer than ``ipc``.
+            are fewer than ``ipc``; ``mean`` of as many real ones as there are for each, no two from the same where there are
+            as many as ``ipc``.
         missing: what becomes of a class without real images.
         seed: class k is drawn from ``seed.at(k)``, so that it does not depend on the others.
     """
@@ -47,6 +48,11 @@ def begin(real: Shard, *, ipc: int, start: Start, missing: Missing, seed: Seed) 
         way = start if held[k] else "statistics"
         if way == "real":
             parts.append(real.inputs(some_rows(real, [k], ipc, seed.at(k))).cpu())
+            continue
+        if way == "mean":
+            order = of_class[torch.randperm(len(of_class), generator=seed.at(k).torch()).to(of_class.device)]
+            rows = [order[j % len(order) :: ipc] for j in range(ipc)]
+            parts.append(torch.stack([real.inputs(some).mean(0) for some in rows]).cpu())
             continue
         draw = torch.randn(ipc, real.channels, *real.size, generator=seed.at(k).torch())
         if way == "statistics":

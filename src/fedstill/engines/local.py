@@ -74,9 +74,12 @@ class LocalEngine:
 
     def _client_desk(self, number: int, client: str, task: str) -> Desk:
         """A plain desk: a worker process spreads nothing further and reports through its result."""
-        seed = self.desk.seed
+        seed, scratch = self.desk.seed, self.desk.scratch
         desk = Desk(
-            seed.at("round", number, "client", client, task), device=self.desk.device, home=seed.at("client", client)
+            seed.at("round", number, "client", client, task),
+            device=self.desk.device,
+            home=seed.at("client", client),
+            scratch=None if scratch is None else scratch / client,
         )
         if self.desk.map is not serial:
             return desk

@@ -5,7 +5,9 @@ Networks begin anew, learn from the saved synthetic set alone and are scored on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,21 @@ from fedstill.scores import Scores, score
 from fedstill.seeds import Seed
 from fedstill.train import Recipe, fit
 
-__all__ = ["FreshScore", "read_union", "recipe_json", "recipe_of", "train_fresh"]
+__all__ = [
+    "PLACE",
+    "FreshScore",
+    "read_sets",
+    "read_union",
+    "recipe_json",
+    "recipe_of",
+    "results_json",
+    "train_fresh",
+    "union",
+]
+
+PLACE = Seed(("evaluate",))
+"""Of what is measured after a run. It belongs to no experiment: runs of one partition compare the same images, and fresh networks
+are the same ones, whatever they learn from."""
 
 _RECIPE: Mapping[str, Any] = {
     "epochs": 1000,
@@ -63,21 +79,48 @@ def recipe_of(fields: Mapping[str, Any], *, epochs: int | None = None, lr: float
             that the algorithm has not.
         epochs, lr: instead of the run's own.
     """
-    values = {name: fields.get(f"global_{name}", usual) for name, usual in _RECIPE.items()}
+    usual: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(Recipe)}
+    usual.update(_RECIPE)
+    values = {name: fields.get(f"global_{name}", default) for name, default in usual.items()}
     values["augmentation"] = Augmentation.parse(values["augmentation"], key="algorithm.global_augmentation")
-    recipe = Recipe(**values, temperature=fields.get("temperature", 1.0))
+    values["temperature"] = fields.get("temperature", values["temperature"])
+    recipe = Recipe(**values)
     return replace(recipe, epochs=recipe.epochs if epochs is None else epochs, lr=recipe.lr if lr is None else lr)
 
 
 def recipe_json(recipe: Recipe) -> dict[str, Any]:
-    """Plain values."""
-    return {name: getattr(recipe, name) for name in ("epochs", "lr", "batch", "momentum", "decay")} | {
-        "augmentation": "_".join(recipe.augmentation.operations) or "none"
-    }
+    """Plain values: what every recipe has, and of the rest what is not as usual."""
+    plain = {name: getattr(recipe, name) for name in _RECIPE}
+    rest = {each.name: each.default for each in dataclasses.fields(Recipe) if each.name not in _RECIPE}
+    return (
+        plain
+        | {"augmentation": "_".join(recipe.augmentation.operations) or "none"}
+        | {name: value for name, usual in rest.items() if (value := getattr(recipe, name)) != usual}
+    )
 
 
-def read_union(path: Path, world: World) -> Shard:
-    """All clients' synthetic images of one round, as a run keeps them in ``synthetic/round-0004.safetensors``.
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def results_json(results: Sequence[FreshScore]) -> list[dict[str, Any]]:
+    """Plain values, a table a network."""
+    return [
+        {
+            "model": each.model,
+            "seed": each.seed,
+            "accuracy": each.scores.accuracy,
+            "balanced_accuracy": each.scores.balanced_accuracy,
+            "calibration_error": _finite(each.scores.calibration_error),
+        }
+        for each in results
+    ]
+
+
+def read_sets(path: Path, world: World) -> dict[str, Group]:
+    """Each client's synthetic images of one round, as a run keeps them in ``synthetic/round-0004.safetensors``, by its name.
+
+    Beside ``images`` and ``labels`` a set may have a ``rate``, the student's step size that was learnt with them.
 
     Raises:
         InputError: the file cannot be read, is damaged, or holds images of another shape than the run's.
@@ -90,6 +133,20 @@ def read_union(path: Path, world: World) -> Shard:
     kinds = {group["labels"].dim() for group in sets.values()}
     if len(kinds) != 1:
         raise InputError(f"{path} is damaged: " + ("it holds no set" if not sets else "labels are hard and soft"))
+    return sets
+
+
+def read_union(path: Path, world: World) -> Shard:
+    """All clients' synthetic images of one round, those of :func:`read_sets` in their order.
+
+    Raises:
+        InputError: as :func:`read_sets`.
+    """
+    return union(read_sets(path, world), world)
+
+
+def union(sets: Mapping[str, Group], world: World) -> Shard:
+    """The images of all sets as one Shard."""
     return Shard.join(
         [Shard(group["images"], group["labels"], world.classes, world.normalisation) for group in sets.values()]
     )
@@ -97,7 +154,7 @@ def read_union(path: Path, world: World) -> Shard:
 
 def _wrong(group: Group, wanted: tuple[int, ...], classes: int) -> str | None:
     """Why a client's set is none; None where it is one."""
-    if group.keys() != {"images", "labels"}:
+    if group.keys() - {"rate"} != {"images", "labels"}:
         return f"holds {', '.join(sorted(group)) or 'nothing'} where images and labels are due"
     images, labels = group["images"], group["labels"]
     if tuple(images.shape[1:]) != wanted or not images.is_floating_point():
@@ -108,6 +165,9 @@ def _wrong(group: Group, wanted: tuple[int, ...], classes: int) -> str | None:
         return f"has labels {labels.dtype} {list(labels.shape)} for {len(images)} images of {classes} classes"
     if hard and bool(((labels < 0) | (labels >= classes)).any()):
         return f"has labels outside 0 to {classes - 1}"
+    rate = group.get("rate")
+    if rate is not None and (rate.numel() != 1 or not (math.isfinite(rate.item()) and rate.item() > 0)):
+        return "has a student's step size that is not one number above 0"
     return None
 
 

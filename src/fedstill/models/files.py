@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal, final
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedstill import __version__
 from fedstill.data.shard import Normalisation
+from fedstill.described import read_described
 from fedstill.errors import InputError, RunError
 from fedstill.files import write_bytes
 from fedstill.models import MODELS
@@ -37,12 +37,6 @@ Fit = Literal["stretch", "crop"]
 
 _CARD = "fedstill.model"
 _OVERWRITTEN = Seed(("overwritten",))  # of weights that a file's replace
-
-
-class _Version(BaseModel):
-    """Read before all else, so that a newer file is told from a damaged one."""
-
-    version: int
 
 
 class _Card(BaseModel):
@@ -176,7 +170,14 @@ def load_model(path: str | Path, device: str = "cpu", *, allow_import: bool = Fa
             device.
     """
     path = Path(path)
-    card, state = _read(path)
+    card, state = read_described(
+        path,
+        key=_CARD,
+        card=_Card,
+        newest=FORMAT,
+        what="a model file",
+        foreign="was not written by fedstill as a model: it does not say what network its tensors are weights of",
+    )
     architecture = Architecture.from_json(card.architecture, key=f"{path}: model")
     if architecture.name not in MODELS and not allow_import:
         raise InputError(
@@ -202,33 +203,6 @@ def load_model(path: str | Path, device: str = "cpu", *, allow_import: bool = Fa
         fit=card.fit,
         notes=card.notes,
     )
-
-
-def _read(path: Path) -> tuple[_Card, dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_CARD)
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise InputError(
-            f"{path} is no model file, or is damaged: it cannot be read as safetensors ({error})"
-        ) from error
-    if text is None:
-        raise InputError(f"{path} was not written by fedstill: it holds weights, but not what network they are of")
-    try:
-        version = _Version.model_validate_json(text).version
-        if version > FORMAT:
-            raise InputError(
-                f"{path} was written by a newer fedstill (format {version}; this one reads up to {FORMAT}): "
-                "upgrade fedstill"
-            )
-        return _Card.model_validate_json(text), state
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "its description"
-        raise InputError(f"{path} is damaged: {place}: {first['msg']}") from error
 
 
 def _check_counts(architecture: Architecture, classes: tuple[str, ...], norm: Normalisation, place: str) -> None:

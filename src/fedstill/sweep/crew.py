@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import statistics
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class _AtWork:
     told: float = 0.0
     peak: int = 0
     finished: bool = False
+    pruned: bool = False
     failure: str | None = None
 
 
@@ -51,6 +52,8 @@ class Crew:
         hear: hears of all of it.
         keeps: descriptors that every cell's process inherits.
         ended: how each ended that has.
+        enough: asked after every round, with the main keys of its line in ``metrics.jsonl``, whether the cell is to stop
+            there; it may have begun another by then.
     """
 
     out: Path
@@ -60,6 +63,7 @@ class Crew:
     hear: Listener
     keeps: tuple[int, ...]
     ended: dict[str, Ended]
+    enough: Callable[[Cell, Mapping[str, Any]], bool] = lambda cell, row: False
     _at_work: dict[str, _AtWork] = field(default_factory=dict)
     _took: dict[str, tuple[Cell, float]] = field(default_factory=dict)  # seconds a round, by cell
     _overheads: list[float] = field(default_factory=list)  # seconds from a process's begin to its first round
@@ -86,7 +90,8 @@ class Crew:
     def tally(self) -> Tally:
         """How far all of it is."""
         states = [ended.state for ended in self.ended.values()]
-        return Tally(states.count("finished"), states.count("failed"), len(self.cells), self._left())
+        failed = states.count("failed")
+        return Tally(len(states) - failed, failed, len(self.cells), self._left())
 
     def _waiting(self) -> list[Cell]:
         """Cells that have not ended; those at work among them."""
@@ -155,17 +160,30 @@ class Crew:
         self._need = max(self._need or 0, at_work.peak) or None
         self._took[at_work.cell.name] = (at_work.cell, (now - at_work.opened) / at_work.done)
         self.hear.row(at_work.cell, row, left=left, tally=self.tally())
+        if not at_work.pruned and self.enough(at_work.cell, row):
+            at_work.pruned = True
+            at_work.process.stop()
 
     def _end(self, at_work: _AtWork, code: int) -> Ended:
         cell = at_work.cell
         del self._at_work[cell.name]
         at_work.process.stop()  # it has ended: what is left is our end of its pipe
         self.held[cell.name] = look(self.out / cell.name, cell.experiment)
-        failure = None if at_work.finished and code == 0 else at_work.failure or why(code)
+        finished = at_work.finished and code == 0
+        # it may have been done, or have failed, before it heard that it was to stop
+        pruned = at_work.pruned and not finished and at_work.failure is None
+        failure = None if finished or pruned else at_work.failure or why(code)
         log = at_work.process.log
         if log.exists() and not log.stat().st_size:
             log.unlink()
-        ended = outcome(cell, self.out, self.held[cell.name], failure=failure, log=log if log.exists() else None)
+        ended = outcome(
+            cell,
+            self.out,
+            self.held[cell.name],
+            pruned=pruned,
+            failure=failure,
+            log=log if log.exists() else None,
+        )
         self.ended[cell.name] = ended
         self.hear.ended(ended, self.tally())
         return ended
@@ -194,13 +212,20 @@ class Crew:
 
 
 def outcome(
-    cell: Cell, out: Path, held: Held, *, kept: bool = False, failure: str | None = None, log: Path | None = None
+    cell: Cell,
+    out: Path,
+    held: Held,
+    *,
+    kept: bool = False,
+    pruned: bool = False,
+    failure: str | None = None,
+    log: Path | None = None,
 ) -> Ended:
     """How a cell ended, from what its folder holds and what was heard of it."""
     return Ended(
         cell,
         out / cell.name,
-        "finished" if failure is None else "failed",
+        "pruned" if pruned else "finished" if failure is None else "failed",
         kept=kept,
         rounds=held.rounds,
         accuracy=held.accuracy,

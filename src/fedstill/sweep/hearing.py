@@ -20,7 +20,8 @@ class Ended:
     Attributes:
         cell: which.
         out: its folder.
-        state: ``finished`` has all its rounds; ``failed`` is tried again by the same sweep.
+        state: ``finished`` has all its rounds; ``failed`` is tried again by the same sweep; ``pruned`` was told to stop, see
+            :class:`fedstill.sweep.crew.Crew`.
         kept: it was finished before, and not run again.
         rounds: number of the last whole round.
         accuracy: of every model after it.
@@ -32,7 +33,7 @@ class Ended:
 
     cell: Cell
     out: Path
-    state: Literal["finished", "failed"]
+    state: Literal["finished", "failed", "pruned"]
     kept: bool = False
     rounds: int = 0
     accuracy: Mapping[str, float | None] = field(default_factory=dict)
@@ -47,7 +48,7 @@ class Tally:
     """How far the sweep is.
 
     Attributes:
-        finished, failed, total: cells.
+        finished, failed, total: cells; those that were pruned count as finished.
         left: seconds until the last will have ended; None where nothing tells.
     """
 

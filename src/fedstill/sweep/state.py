@@ -34,6 +34,7 @@ class Held:
         finished: whether it has all its rounds, and its models and page.
         rounds: number of the last whole round.
         accuracy: of every model after it.
+        validation: after each round, the mean of the clients' accuracies on their validation images; None where none has any.
         seconds: of all rounds, as they were worked at.
         cpu_seconds: of all rounds and processes; None where a round does not tell.
         peak_memory: largest of all rounds, in bytes; None where no round tells.
@@ -43,6 +44,7 @@ class Held:
     finished: bool = False
     rounds: int = 0
     accuracy: Mapping[str, float | None] = field(default_factory=dict)
+    validation: tuple[float | None, ...] = ()
     seconds: float = 0.0
     cpu_seconds: float | None = None
     peak_memory: int | None = None
@@ -69,9 +71,11 @@ def look(out: Path, experiment: Experiment) -> Held:
     spent = [row["cpu_seconds"] for row in rows]
     return Held(
         begun=True,
-        finished=summary.get("finished") is True and rounds == experiment.rounds,
+        # a method may ask for fewer rounds than it is given
+        finished=summary.get("finished") is True and (rounds == experiment.rounds or summary.get("complete") is True),
         rounds=rounds,
         accuracy=rows[-1]["accuracy"] if rows else {},
+        validation=tuple(row["validation"] for row in rows),
         seconds=sum(row["seconds"] for row in rows),
         cpu_seconds=None if None in spent else sum(spent),
         peak_memory=max((row["peak_memory"] for row in rows if row["peak_memory"]), default=None),
@@ -145,6 +149,7 @@ def _rows(out: Path) -> list[dict[str, Any]]:
         return [
             {
                 "accuracy": row["accuracy"],
+                "validation": row.get("validation", {}).get("mean"),
                 "seconds": sum(row["seconds"].get(phase, 0.0) for phase in _PHASES),
                 "cpu_seconds": row.get("cpu_seconds"),
                 "peak_memory": row.get("peak_memory"),

@@ -1,0 +1,479 @@
+"""OneShot: every client distils its own images by trajectory matching and sends the result a single time (Epple, "On the
+Efficiency of Sharing Distilled Data in Federated Learning", EPFL; the matching is Cazenavette et al., CVPR 2022).
+
+    client:  θ* ← E experts trained on its training images, kept after every epoch                (distill/experts.py)
+             S_k ← T steps of trajectory matching towards them, from the base set B_k;
+             every c steps, fresh networks learn S_k and are scored on *validation* images;
+             the best S_k is kept, and an ill distillation begins again                           (distill/node.py)
+             sends S_k, once
+    server:  a network, from scratch, on the union of all S_k
+
+and round 1 is all of it, but for a search that asks the clients (below). Symbols: E ``experts``, T ``distill_steps``, c
+``check_every``, N ``student_steps``, M ``span``, T⁺ ``latest``, α ``student_lr`` and ``lr_rate`` its step size.
+
+``distill_steps = 0`` sends the base sets B_k as they are: the report's other column. With ``start = "real"`` those are real
+images.
+
+Where the report and its code are silent: α is learned and stays with the client in the report; here it is sent too (8 bytes), and
+``global_lr = "learned"`` trains on the union at the clients' mean. Images that end beyond the pixel range are sent as they are,
+unless ``quantise`` makes them bytes: clipped and rounded, a quarter of the size.
+
+A class of fewer images than ``ipc`` begins with each in turn; a class that the client lacks gets none. A client without
+validation images keeps the last images, for there is nothing to choose by.
+
+Privacy. Distilled images are made to train a network as the real ones would, and start from real ones in the report: they may
+show them. Nothing here protects them. Beside them go a client's number of images, its classes, its losses and validation scores.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+
+from fedstill.algorithms.averaging import FedAvg
+from fedstill.algorithms.replies import Sieve
+from fedstill.algorithms.sharing import received
+from fedstill.algorithms.union import Course as Lesson
+from fedstill.algorithms.union import DistilledSet, global_networks, keep, study
+from fedstill.bundle import Bundle
+from fedstill.data.augment import Augmentation
+from fedstill.data.shard import Shard
+from fedstill.distill.canvas import Canvas, Matcher, Strokes
+from fedstill.distill.experts import ExpertMatcher, Precision, train_experts
+from fedstill.distill.health import Health
+from fedstill.distill.matchers import preferred_gradient
+from fedstill.distill.node import Attempt, Course, averaged, diagnose, tend
+from fedstill.distill.virtual import Start, begin
+from fedstill.errors import InputError, RunError
+from fedstill.generators import build_generator
+from fedstill.generators.pixels import Pixels
+from fedstill.models.architecture import Architecture
+from fedstill.models.choice import NetworkChoice
+from fedstill.rounds import Desk, Failure, Outcome, Reply, Site, Trained, World
+from fedstill.scores import score
+from fedstill.seeds import Seed
+from fedstill.train import Recipe, fit
+
+__all__ = ["OneShot"]
+
+GLOBAL = "global"
+DSA = "color_crop_cutout_flip_scale_rotate"
+SHOWN = 100
+"""Points of a loss curve in a round's figures, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneShot:
+    """OneShot. Defaults are the report's for CIFAR-10 where it states one, and else those of trajectory matching's code."""
+
+    world: World
+    # experts
+    experts: Annotated[int, Field(ge=1, description="E, networks that a client trains to be followed [report: 30]")] = (
+        30
+    )
+    expert_epochs: Annotated[int, Field(ge=1, description="of each expert [MTT's code]")] = 50
+    expert_lr: Annotated[float, Field(gt=0, description="step size of experts [MTT's code]")] = 0.01
+    expert_batch: Annotated[int, Field(ge=1, description="images a step of an expert [MTT's code]")] = 256
+    expert_momentum: Annotated[float, Field(ge=0, lt=1, description="of experts' SGD [MTT's code]")] = 0.0
+    expert_decay: Annotated[float, Field(ge=0, description="weight decay of experts [MTT's code]")] = 0.0
+    expert_augmentation: Annotated[str, Field(description="DSA for experts; none turns it off [MTT's code]")] = DSA
+    expert_precision: Annotated[
+        Precision, Field(description="of the snapshots on the disk; float16 takes half the room")
+    ] = "float32"
+    # the images
+    ipc: Annotated[int, Field(ge=1, description="IPC, images a class that a client sends [report: 1, 10]")] = 10
+    generator: Annotated[
+        str, Field(description="pixels [report], a shipped prior, a prior's file, or package.module:factory")
+    ] = "pixels"
+    space: Annotated[
+        Annotated[int, Field(ge=0)] | Literal["pixels"],
+        Field(description="latent space of the generator that images are distilled in; pixels: the deepest [report]"),
+    ] = "pixels"
+    start: Annotated[
+        Start | Literal["draw"],
+        Field(description="real images [report], means of them, noise, class statistics; draw: the generator's own"),
+    ] = "real"
+    # matching
+    distill_steps: Annotated[int, Field(ge=0, description="T, steps on the images [report: 2000]; 0: the base set")] = (
+        2000
+    )
+    student_steps: Annotated[int, Field(ge=1, description="N, the student's steps [MTT's code]")] = 20
+    span: Annotated[int, Field(ge=1, description="M, epochs of an expert that the student is to make [MTT's code]")] = 3
+    latest: Annotated[
+        int, Field(ge=1, description="T+, the student starts after fewer epochs of the expert [MTT's code]")
+    ] = 25
+    student_batch: Annotated[int | None, Field(ge=1, description="images a student step; none: all of them")] = None
+    student_lr: Annotated[
+        float, Field(gt=0, description="alpha, the student's step size at the start [MTT's code]")
+    ] = 0.01
+    gradient: Annotated[
+        Literal["auto", "exact", "truncated"],
+        Field(description="of the matching loss [MTT: exact]; auto goes by the network's depth, see docs/decisions"),
+    ] = "auto"
+    augmentation: Annotated[
+        str, Field(description="DSA inside matching, drawn anew each student step; none turns it off [MTT's code]")
+    ] = DSA
+    lr_images: Annotated[float, Field(gt=0, description="step size of pixels or feature maps [MTT's code]")] = 1000.0
+    lr_styles: Annotated[float, Field(ge=0, description="step size of a generator's style vectors")] = 1.0
+    lr_rate: Annotated[
+        float, Field(ge=0, description="step size of alpha [report: 1e-6, with 2 shards 1e-7]; 0 fixes it")
+    ] = 1e-6
+    image_momentum: Annotated[float, Field(ge=0, lt=1, description="of SGD on images and alpha [report]")] = 0.5
+    # choice and health
+    check_every: Annotated[int, Field(ge=1, description="c, steps between two looks at the images [report]")] = 200
+    judges: Annotated[int, Field(ge=1, description="fresh networks a look [report]")] = 3
+    judge_epochs: Annotated[int, Field(ge=1, description="of each of them [MTT's code]")] = 1000
+    retries: Annotated[int, Field(ge=0, description="further attempts, with smaller steps, where one goes ill")] = 1
+    retry_scale: Annotated[float, Field(gt=0, lt=1, description="factor on lr_images at each further attempt")] = 0.1
+    drop_ill: Annotated[bool, Field(description="leave a client out whose last attempt is ill, too")] = False
+    keep_every: Annotated[int, Field(ge=1, description="steps of distillation that a killed client loses at most")] = 50
+    # what is sent
+    quantise: Annotated[bool, Field(description="images as bytes: clipped, rounded, a quarter of the size")] = False
+    # the server
+    global_epochs: Annotated[int, Field(ge=1, description="epochs on the union [MTT's code]")] = 1000
+    global_lr: Annotated[
+        Annotated[float, Field(gt=0)] | Literal["learned"],
+        Field(description="step size on the union; learned: the clients' mean alpha"),
+    ] = 0.01
+    global_batch: Annotated[int, Field(ge=1, description="images a step on the union [MTT's code]")] = 256
+    global_momentum: Annotated[float, Field(ge=0, lt=1, description="on the union [MTT's code]")] = 0.9
+    global_decay: Annotated[float, Field(ge=0, description="weight decay on the union [MTT's code]")] = 5e-4
+    global_drop: Annotated[
+        float, Field(gt=0, le=1, description="factor on the step size in the second half of the epochs [MTT's code]")
+    ] = 0.1
+    global_augmentation: Annotated[str, Field(description="DSA on the union; none turns it off [MTT's code]")] = DSA
+    global_models: Annotated[
+        tuple[NetworkChoice, ...],
+        Field(description="networks trained on the union beside the clients' kind, each a table"),
+    ] = ()
+
+    def init(self, clients: Sequence[str], desk: Desk) -> Bundle:
+        """Networks from scratch, which round 1 trains.
+
+        Raises:
+            InputError: an option, or two together, cannot be used.
+        """
+        self._check()
+        return Bundle().put(
+            **{_group(name): each.build(desk.seed.at("model", name)).state_dict() for name, each in self._all().items()}
+        )
+
+    def task(self, state: Bundle) -> str | None:
+        return None if state.numbers.get("shared") else "local"
+
+    def broadcast(self, state: Bundle, client: str) -> Bundle:
+        return Bundle()  # a client begins with networks of its own
+
+    def local(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> tuple[Bundle, Bundle]:
+        if len(site.train) == 0:
+            raise RunError("the client has no training image")
+        canvas, course = self._distilled(site, desk)
+        sent = self._as_sent(canvas)
+        reply = Bundle().put(
+            {"examples": len(site.train), "rate": canvas.rate},
+            synthetic={"images": sent.images, "labels": sent.labels},
+        )
+        return (reply.put(statistics=course.group()) if self.distill_steps else reply), memory
+
+    def score(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> Bundle:
+        return FedAvg(world=self.world).score(inbox, site, memory, desk)
+
+    def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
+        sieve = Sieve(replies, {})
+        clients: dict[str, dict[str, Any]] = {}
+        sets: list[DistilledSet] = []
+        rates: list[float] = []
+        failures: list[Failure] = []
+        for reply in sieve:
+            try:
+                done, course, rate = self._received(reply)
+            except InputError as error:
+                failures.append(Failure(reply.client, str(error)))
+                continue
+            clients[reply.client] = done.figures(reply.bundle) | {"synthetic": len(done.synthetic), "rate": rate}
+            if course is not None:
+                clients[reply.client] |= _told(course)
+            if self.drop_ill and done.sick is not None:
+                failures.append(Failure(reply.client, done.sick))
+            else:
+                sets.append(done)
+                rates.append(rate)
+        arrived = time.perf_counter()
+        figures: dict[str, Any] = {"clients": clients, "union": sum(len(each.synthetic) for each in sets)}
+        if sets:
+            # ill sets are kept like others unless they were dropped: the best check chose them
+            state = keep(state, [each._replace(health=None) for each in sets]).put({"shared": 1})
+            union = Shard.join([each.synthetic for each in sets])
+            state, figures["loss"] = self._train(state, union, statistics.fmean(rates), desk)
+        figures["seconds"] = {"train": time.perf_counter() - arrived}
+        return Outcome(state, figures, [*sieve.failures, *failures])
+
+    def models(self, state: Bundle) -> Mapping[str, Trained]:
+        return {name: Trained(each, state.groups[_group(name)]) for name, each in self._all().items()}
+
+    # --- a client ------------------------------------------------------------------------------------------------
+
+    def _distilled(self, site: Site, desk: Desk) -> tuple[Canvas, Course]:
+        """The chosen images and how they came about; with no steps, those that it would begin with."""
+        paint = partial(self._canvas, site.train, desk)
+        if not self.distill_steps:
+            return paint(1.0), Course()
+        scratch = desk.scratch
+        folder = None if scratch is None else scratch / "experts"
+        seed = desk.lasting.at("oneshot")
+
+        def ready() -> Matcher:
+            experts = train_experts(
+                self.world.architecture,
+                site.train,
+                self._recipe_of_experts(),
+                count=self.experts,
+                precision=self.expert_precision,
+                seed=seed.at("expert"),
+                device=desk.device,
+                folder=folder,
+                progress=partial(desk.progress, "experts"),
+            )
+            network = self.world.architecture.build(seed.at("student")).to(desk.device)
+            gradient = preferred_gradient(self.world.architecture) if self.gradient == "auto" else self.gradient
+            return ExpertMatcher(
+                experts,
+                network,
+                steps=self.student_steps,
+                span=self.span,
+                latest=self.latest,
+                batch=self.student_batch,
+                augmentation=Augmentation.parse(self.augmentation, key="algorithm.augmentation"),
+                gradient=gradient,
+            )
+
+        done = tend(
+            paint,
+            ready,
+            partial(self._judged, site.validation, desk.device),
+            steps=self.distill_steps,
+            check_every=self.check_every,
+            keep_every=self.keep_every,
+            retries=self.retries,
+            retry_scale=self.retry_scale,
+            seed=seed.at("distil"),
+            file=None if scratch is None else scratch / "node.safetensors",
+            progress=partial(desk.progress, "distil"),
+        )
+        if folder is not None:  # gigabytes at the published scale, and nobody asks for them again
+            shutil.rmtree(folder, ignore_errors=True)
+        return done
+
+    def _canvas(self, real: Shard, desk: Desk, scale: float) -> Canvas:
+        """B_k on a canvas, ``ipc`` images of each class that the client has; the step size of images times ``scale``."""
+        seed, device = desk.lasting.at("oneshot", "start"), desk.device
+        held = [k for k, count in enumerate(real.histogram()) if count]
+        strokes = Strokes(self.lr_images * scale, self.lr_styles * scale, self.lr_rate, self.image_momentum)
+        if self.start == "draw":
+            generator = self._generator(device)
+            labels = torch.tensor(held).repeat_interleave(self.ipc).to(device)
+            latent = None
+        else:
+            first = begin(real, ipc=self.ipc, start=self.start, missing="none", seed=seed)
+            generator = Pixels(first.channels, first.size, first.normalisation)
+            labels, latent = first.labels.to(device), {"f": first.inputs().to(device)}
+        return Canvas.draw(
+            generator,
+            self._space(generator),
+            labels,
+            normalisation=self.world.normalisation,
+            strokes=strokes,
+            rate=self.student_lr,
+            seed=seed,
+            latent=latent,
+        )
+
+    def _judged(self, validation: Shard, device: str, canvas: Canvas, seed: Seed) -> list[float]:
+        """Validation accuracies of fresh networks on the images as they would be sent, trained as MTT's code evaluates."""
+        if len(validation) == 0:
+            return []
+        recipe = Recipe(
+            epochs=self.judge_epochs,
+            lr=canvas.rate,
+            batch=256,
+            momentum=0.9,
+            decay=5e-4,
+            augmentation=Augmentation.parse(self.augmentation, key="algorithm.augmentation"),
+            drop=0.1,
+        )
+        lesson = self._as_sent(canvas)
+        return [self._one_judge(lesson, validation, recipe, device, seed.at(k)) for k in range(self.judges)]
+
+    def _one_judge(self, lesson: Shard, validation: Shard, recipe: Recipe, device: str, seed: Seed) -> float:
+        architecture = self.world.architecture
+        try:
+            fitted = fit(architecture.build(seed.at("model")), lesson, recipe, seed=seed.at("train"), device=device)
+        except RunError:
+            return 0.0  # no network can be trained on them at this rate
+        return score(Trained(architecture, fitted.tensors).module(), validation, device=device).accuracy or 0.0
+
+    def _as_sent(self, canvas: Canvas) -> Shard:
+        shard = canvas.shard(self.world.classes)
+        if not self.quantise:
+            return shard
+        return replace(shard, images=(shard.images.clamp(0, 1) * 255).round().to(torch.uint8))
+
+    def _recipe_of_experts(self) -> Recipe:
+        return Recipe(
+            epochs=self.expert_epochs,
+            lr=self.expert_lr,
+            batch=self.expert_batch,
+            momentum=self.expert_momentum,
+            decay=self.expert_decay,
+            augmentation=Augmentation.parse(self.expert_augmentation, key="algorithm.expert_augmentation"),
+        )
+
+    # --- the server ----------------------------------------------------------------------------------------------
+
+    def _received(self, reply: Reply) -> tuple[DistilledSet, Course | None, float]:
+        """A stranger's images, the record of how they came about, and α.
+
+        Raises:
+            InputError: they are no such things.
+        """
+        bundle = reply.bundle
+        kind = torch.uint8 if self.quantise else torch.float32
+        synthetic = received(bundle.groups.get("synthetic", {}), self.world, ipc=self.ipc, kind=kind)
+        rate = bundle.numbers.get("rate")
+        if rate is None or not rate > 0:
+            raise InputError(f"its student's step size is {rate}, which trains nothing")
+        if not len(synthetic):
+            raise InputError("its synthetic set is empty")
+        if not self.distill_steps:
+            return DistilledSet(reply.client, synthetic, {}, None), None, rate
+        course = Course.of(bundle.groups.get("statistics", {}))
+        return DistilledSet(reply.client, synthetic, {}, _health(course)), course, rate
+
+    def _train(self, state: Bundle, union: Shard, rate: float, desk: Desk) -> tuple[Bundle, dict[str, float]]:
+        recipe = self._recipe(rate)
+        lessons = [
+            Lesson(
+                name,
+                trained,
+                recipe,
+                Desk(desk.seed.at("train", name), device=desk.device, progress=desk.steps),
+            )
+            for name, trained in self.models(state).items()
+        ]
+        done = study(union, lessons, desk)
+        tensors = {_group(name): fitted.tensors for name, fitted in done.items()}
+        return state.put(**tensors), {name: fitted.losses[-1] for name, fitted in done.items()}
+
+    def _recipe(self, rate: float) -> Recipe:
+        return Recipe(
+            epochs=self.global_epochs,
+            lr=rate if self.global_lr == "learned" else self.global_lr,
+            batch=self.global_batch,
+            momentum=self.global_momentum,
+            decay=self.global_decay,
+            augmentation=Augmentation.parse(self.global_augmentation, key="algorithm.global_augmentation"),
+            drop=self.global_drop,
+        )
+
+    # --- parts ---------------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """All that can be refused, before a client works."""
+        for key in ("expert_augmentation", "augmentation", "global_augmentation"):
+            Augmentation.parse(getattr(self, key), key=f"algorithm.{key}")
+        if self.latest - 1 + self.span > self.expert_epochs:
+            raise InputError(
+                f"algorithm.latest = {self.latest}: a student that starts after {self.latest - 1} epochs and makes "
+                f"{self.span} needs experts of {self.latest - 1 + self.span}, and algorithm.expert_epochs = {self.expert_epochs}"
+            )
+        drawn = self.start == "draw"
+        if drawn != (self.generator != "pixels"):
+            raise InputError(
+                f"algorithm.start = '{self.start}': "
+                + (
+                    "pixels alone draw nothing but noise; name a prior as algorithm.generator, or use start = 'noise'"
+                    if drawn
+                    else f"images of the prior '{self.generator}' begin where it draws them; use start = 'draw'"
+                )
+            )
+        self._space(self._generator())
+        for name, architecture in self._all().items():
+            if name != GLOBAL:
+                architecture.check()
+
+    def _all(self) -> dict[str, Architecture]:
+        return {GLOBAL: self.world.architecture} | global_networks(self.world, self.global_models, GLOBAL)
+
+    def _generator(self, device: str = "cpu") -> Any:
+        architecture = self.world.architecture
+        generator: Any = build_generator(
+            self.generator,
+            channels=architecture.channels,
+            size=architecture.size,
+            normalisation=self.world.normalisation,
+            classes=architecture.classes,
+            truncation=1.0,
+        )
+        return generator.to(device)
+
+    def _space(self, generator: Any) -> int:
+        if self.space == "pixels":
+            return int(generator.depth)
+        if self.space > generator.depth:
+            raise InputError(
+                f"algorithm.space = {self.space}: the generator '{self.generator}' has spaces 0 to {generator.depth} "
+                f"({generator.depth} is pixels)"
+            )
+        return self.space
+
+
+def _group(name: str) -> str:
+    return "model" if name == GLOBAL else f"model:{name}"
+
+
+def _health(course: Course) -> Health:
+    """Of the attempt that was chosen from; losses are averaged over 30 steps."""
+    attempt, index = course.chosen or (len(course.attempts) - 1, -1)
+    taken = course.attempts[attempt]
+    smooth, check = averaged(taken.losses), taken.checks[index]
+    return Health(
+        start=smooth[0] if smooth else math.inf,
+        end=smooth[-1] if smooth else math.inf,
+        best=min(smooth, default=math.inf),
+        pixel_min=check.pixel_min,
+        pixel_max=check.pixel_max,
+        rate=check.rate,
+        retries=len(course.attempts) - 1,
+        sick=course.sick,
+    )
+
+
+def _told(course: Course) -> dict[str, Any]:
+    """A node's curves, for the round's figures."""
+    chosen = course.chosen
+    return {
+        "attempts": [_attempt(each) for each in course.attempts],
+        "chosen": None if chosen is None else {"attempt": chosen[0], "check": chosen[1]},
+        "distill_steps": course.steps,
+    }
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    smooth = averaged(attempt.losses)
+    stride = max(1, math.ceil(len(smooth) / SHOWN))
+    first = len(attempt.losses) - len(smooth) + 1  # steps done when the first average is whole
+    return {
+        "steps": len(attempt.losses),
+        "loss": [[first + at, smooth[at]] for at in range(0, len(smooth), stride)],
+        "checks": [asdict(check) for check in attempt.checks],
+        "ill": diagnose(attempt),
+    }

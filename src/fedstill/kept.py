@@ -1,0 +1,85 @@
+"""What a run left behind, found again: its folder, the round whose synthetic set is meant, whether its data are still there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedstill.errors import InputError
+from fedstill.experiment import Experiment, Parts
+from fedstill.files import numbered, round_stem
+from fedstill.folder import EXPERIMENT, PARTITION
+
+__all__ = ["DATA", "DEALT", "check_data", "check_run", "kept_round"]
+
+DATA, DEALT = "images and labels", "who holds what"
+"""What of a run's identity its data are."""
+
+
+def check_run(run: Path) -> None:
+    """That a run lies there.
+
+    Raises:
+        InputError: none does.
+    """
+    if not (run / EXPERIMENT).is_file():
+        raise InputError(f"{run} is no run: there is no {EXPERIMENT} in it; give the folder that 'fedstill run' wrote")
+
+
+def kept_round(run: Path, experiment: Experiment, wanted: int | None) -> int:
+    """The round whose synthetic set is meant: ``wanted``, or the newest that is kept.
+
+    Raises:
+        InputError: there is none.
+    """
+    kept = numbered(run / "synthetic", ".safetensors")
+    if not kept:
+        raise InputError(
+            f"{run} keeps no synthetic set: "
+            + (
+                "no round is done yet"
+                if experiment.algorithm.may_distil
+                else f"'{experiment.algorithm.name}' makes none; choose a run of a method that distils"
+            )
+        )
+    if wanted is not None and wanted not in kept:
+        listed = ", ".join(map(str, kept))
+        raise InputError(
+            f"--round {wanted}: {run} keeps the synthetic sets of "
+            + (f"round {listed} only" if len(kept) == 1 else f"rounds {listed}")
+            + "; output.keep_synthetic says how many a run keeps"
+        )
+    return kept[-1] if wanted is None else wanted
+
+
+def check_data(run: Path, parts: Parts) -> None:
+    """That what was built now is what the run worked on.
+
+    Raises:
+        InputError: it is not, or nobody knows.
+    """
+    for what, known in _known_data(run).items():
+        if known != parts.identity.get(what):
+            raise InputError(f"{run}: the data are no longer those of the run ({what} differs): put them back")
+
+
+def _known_data(run: Path) -> dict[str, Any]:
+    """What the run says of its data: its newest checkpoint knows every pixel, ``partition.json`` who holds what."""
+    checkpoints = run / "checkpoints"
+    for number in numbered(checkpoints, ".json")[-1:]:
+        identity = _json(checkpoints / f"{round_stem(number)}.json").get("identity")
+        if isinstance(identity, dict):
+            return {name: identity.get(name) for name in (DATA, DEALT)}
+    if (known := _json(run / PARTITION).get("hash")) is not None:
+        return {DEALT: known}
+    raise InputError(f"{run}: neither a checkpoint nor {PARTITION} can be read, so nobody knows what the run worked on")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A table; empty where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
