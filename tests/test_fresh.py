@@ -10,7 +10,7 @@ import torch
 from fedstill.bundle import Bundle
 from fedstill.data.shard import Normalisation, Shard
 from fedstill.errors import InputError, RunError
-from fedstill.evaluate.fresh import read_union, recipe_json, recipe_of, train_fresh
+from fedstill.evaluate.fresh import rates_of, read_sets, recipe_json, recipe_of, train_fresh, union
 from fedstill.evaluate.networks import named, read_choice
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import Choice
@@ -99,7 +99,6 @@ def test_the_recipe_is_the_runs_own():
         "momentum": 0.8,
         "decay": 0.001,
         "augmentation": "color_crop",
-        "temperature": 2.0,
     }
     assert recipe_json(recipe_of({}))["epochs"] == 1000
     assert recipe_json(recipe_of({"global_augmentation": "none"}))["augmentation"] == "none"
@@ -117,12 +116,31 @@ def test_the_union_of_a_saved_round(tmp_path):
         b={"images": b.images, "labels": b.labels},
         a={"images": a.images, "labels": a.labels},
     )
-    union = read_union(path, WORLD)
-    assert torch.equal(union.images, torch.cat([a.images, b.images]))
-    assert union.labels.tolist() == [*a.labels.tolist(), *b.labels.tolist()]
-    assert (union.classes, union.normalisation) == (WORLD.classes, WORLD.normalisation)
+    found = union(read_sets(path, WORLD), WORLD)
+    assert torch.equal(found.images, torch.cat([a.images, b.images]))
+    assert found.labels.tolist() == [*a.labels.tolist(), *b.labels.tolist()]
+    assert (found.classes, found.normalisation) == (WORLD.classes, WORLD.normalisation)
 
 
+def test_bytes_and_a_learnt_step_size_are_kept_too(tmp_path):
+    images = torch.full((2, 1, 8, 8), 255, dtype=torch.uint8)
+    groups = {
+        name: {"images": images, "labels": torch.tensor([0, 2]), "rate": torch.tensor(rate)} for name, rate in RATES
+    }
+    sets = read_sets(saved(tmp_path / "round-0001.safetensors", **groups), WORLD)
+    assert torch.equal(union(sets, WORLD).images, torch.cat([images, images]))
+    learnt = {"global_lr": "learned", "global_epochs": 5, "global_drop": 0.5}
+    recipe = recipe_of(learnt, rates=rates_of(sets))
+    assert (recipe.lr, recipe.epochs, recipe.drop) == (0.375, 5, 0.5)
+    assert recipe_json(recipe)["drop"] == 0.5
+    assert recipe_of(learnt, lr=0.1, rates=rates_of(sets)).lr == 0.1
+    with pytest.raises(
+        InputError, match="the run learnt its step size, and keeps none with its synthetic sets: give --lr"
+    ):
+        recipe_of(learnt)
+
+
+RATES = (("a", 0.25), ("b", 0.5))
 GOOD = {"images": torch.zeros(2, 1, 8, 8), "labels": torch.tensor([0, 2])}
 
 
@@ -131,18 +149,21 @@ GOOD = {"images": torch.zeros(2, 1, 8, 8), "labels": torch.tensor([0, 2])}
     [
         ({}, "it holds no set"),
         ({"a": {"images": torch.zeros(2, 1, 8, 8)}}, "the set of 'a' holds images where images and labels are due"),
-        ({"a": {**GOOD, "images": torch.zeros(2, 3, 8, 8)}}, r"\[2, 3, 8, 8\] where floats \[n, 1, 8, 8\] are due"),
+        (
+            {"a": {**GOOD, "images": torch.zeros(2, 3, 8, 8)}},
+            r"\[2, 3, 8, 8\] where floats or uint8 \[n, 1, 8, 8\] are due",
+        ),
         ({"a": {**GOOD, "labels": torch.tensor([0, 3])}}, "labels outside 0 to 2"),
         ({"a": {**GOOD, "labels": torch.tensor([-1, 0])}}, "labels outside 0 to 2"),
         ({"a": {**GOOD, "labels": torch.zeros(3, dtype=torch.int64)}}, r"\[3\] for 2 images of 3 classes"),
         ({"a": {**GOOD, "labels": torch.zeros(2, 4)}}, r"\[2, 4\] for 2 images of 3 classes"),
-        ({"a": GOOD, "b": {**GOOD, "labels": torch.full((2, 3), 1 / 3)}}, "labels are hard and soft"),
+        ({"a": GOOD, "b": {**GOOD, "labels": torch.full((2, 3), 1 / 3)}}, "its sets have labels of several kinds"),
     ],
 )
 def test_a_damaged_set_is_refused(tmp_path, sets, why):
     path = saved(tmp_path / "round-0001.safetensors", **sets)
     with pytest.raises(InputError, match=f"round-0001.safetensors is damaged: .*{why}"):
-        read_union(path, WORLD)
+        read_sets(path, WORLD)
 
 
 # --- networks by name ------------------------------------------------------------------------------------------------

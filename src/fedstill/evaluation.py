@@ -17,7 +17,7 @@ from typing import Any
 from fedstill.errors import InputError, suggestion
 from fedstill.evaluate.clients import compare, place
 from fedstill.evaluate.features import Space, model_space, pixel_space, random_space
-from fedstill.evaluate.fresh import PLACE, read_union, recipe_json, recipe_of, results_json, train_fresh
+from fedstill.evaluate.fresh import PLACE, rates_of, read_sets, recipe_json, recipe_of, results_json, train_fresh, union
 from fedstill.evaluate.networks import named, read_choice
 from fedstill.experiment import Experiment, Parts
 from fedstill.files import round_stem, write_json
@@ -163,10 +163,11 @@ def _fresh(
     own: tuple[Choice, ...] = (experiment.model, *fields.get("global_models", ()))
     networks = named([read_choice(text) for text in asked.models] or own, parts.world)
     file = f"synthetic/{round_stem(number)}.safetensors"
-    lesson = read_union(run / file, parts.world)
+    sets = read_sets(run / file, parts.world)
+    lesson = union(sets, parts.world)
     # now, as a run at work may drop the file while networks train
     digest = hashlib.sha256((run / file).read_bytes()).hexdigest()
-    recipe = recipe_of(fields, epochs=asked.epochs, lr=asked.lr)
+    recipe = recipe_of(fields, epochs=asked.epochs, lr=asked.lr, rates=rates_of(sets))
     if len(parts.data.test) == 0:
         raise InputError(f"{run}: there are no common test images to score fresh networks on")
     results = train_fresh(lesson, parts.data.test, networks, recipe, seeds=asked.seeds, desk=desk.at("fresh"))

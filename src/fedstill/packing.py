@@ -23,7 +23,7 @@ from fedstill.data.shard import Shard
 from fedstill.data.testing import fingerprint
 from fedstill.distilled import Distilled, Maker, Provenance, Quantised, Score, is_distilled, write
 from fedstill.errors import InputError
-from fedstill.evaluate.fresh import PLACE, read_sets, recipe_of, train_fresh, union
+from fedstill.evaluate.fresh import PLACE, rates_of, read_sets, recipe_of, train_fresh, union
 from fedstill.evaluate.networks import named, read_choice
 from fedstill.experiment import Experiment, Parts
 from fedstill.files import round_stem
@@ -33,7 +33,6 @@ from fedstill.models.architecture import Architecture
 from fedstill.models.choice import Choice
 from fedstill.rounds import Desk, serial
 from fedstill.runtime import Processes, pick_device, prepared
-from fedstill.train import Recipe
 
 __all__ = ["Packing", "default_name", "pack_run", "quantised"]
 
@@ -156,7 +155,7 @@ def _packed(run: Path, experiment: Experiment, parts: Parts, packing: Packing, n
     makers = tuple(_maker(name, group) for name, group in sets.items())
     if packing.anonymous:
         makers = tuple(replace(maker, name=str(place)) for place, maker in enumerate(makers, 1))
-    recipe: Recipe = recipe_of(experiment.algorithm.fields(), epochs=packing.epochs, lr=packing.lr)
+    recipe = recipe_of(experiment.algorithm.fields(), epochs=packing.epochs, lr=packing.lr, rates=rates_of(sets))
     return _Packed(
         Distilled(
             shard=lesson,
@@ -174,8 +173,8 @@ def _packed(run: Path, experiment: Experiment, parts: Parts, packing: Packing, n
 
 def _plain(shard: Shard) -> Shard:
     """Images and soft labels in the one floating type that files have."""
-    images, labels = shard.images, shard.labels
-    return replace(shard, images=images.float(), labels=labels.float() if labels.is_floating_point() else labels)
+    images, labels = (each.float() if each.is_floating_point() else each for each in (shard.images, shard.labels))
+    return replace(shard, images=images, labels=labels)
 
 
 def _maker(name: str, group: Group) -> Maker:

@@ -102,7 +102,7 @@ def evaluate_file(
     digest = fingerprint(test)
     return {
         "file": _file_json(path, distilled),
-        "recipe": recipe_json(recipe),
+        "recipe": recipe_json(recipe) | {"temperature": recipe.temperature},
         "test": {"images": len(test), "sha256": digest},
         "results": results_json(results),
         "networks": [

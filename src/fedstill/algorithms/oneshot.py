@@ -14,6 +14,12 @@ and round 1 is all of it, but for a search that asks the clients (below). Symbol
 ``distill_steps = 0`` sends the base sets B_k as they are: the report's other column. With ``start = "real"`` those are real
 images.
 
+The server's search. The report searches {SGD, Adam} × step size by Optuna and does not say what it chooses by; here never by test
+images. ``search = "union"``: a share of the union is held out, a part of each class, so that nothing more is sent; networks that
+count are trained on all of it afterwards. ``search = "clients"``: further rounds send the networks of a few trials each, clients
+answer with counts on their validation images, and the bytes show it; the network of the best trial is the one that counts. The
+run needs 1 + ``trials`` / ``at_once`` rounds for it and ends by itself.
+
 Where the report and its code are silent: α is learned and stays with the client in the report; here it is sent too (8 bytes), and
 ``global_lr = "learned"`` trains on the union at the clients' mean. Images that end beyond the pixel range are sent as they are,
 unless ``quantise`` makes them bytes: clipped and rounded, a quarter of the size.
@@ -27,12 +33,11 @@ show them. Nothing here protects them. Beside them go a client's number of image
 
 from __future__ import annotations
 
-import math
 import shutil
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -40,6 +45,18 @@ import torch
 from pydantic import Field
 
 from fedstill.algorithms.averaging import FedAvg
+from fedstill.algorithms.choosing import (
+    TRIAL,
+    Searched,
+    ask,
+    check_search,
+    choose,
+    counted,
+    hear,
+    networks,
+    recipe_of,
+    shown,
+)
 from fedstill.algorithms.replies import Sieve
 from fedstill.algorithms.sharing import received
 from fedstill.algorithms.union import Course as Lesson
@@ -49,9 +66,8 @@ from fedstill.data.augment import Augmentation
 from fedstill.data.shard import Shard
 from fedstill.distill.canvas import Canvas, Matcher, Strokes
 from fedstill.distill.experts import ExpertMatcher, Precision, train_experts
-from fedstill.distill.health import Health
 from fedstill.distill.matchers import preferred_gradient
-from fedstill.distill.node import Attempt, Course, averaged, diagnose, tend
+from fedstill.distill.node import Course, judged, tend
 from fedstill.distill.virtual import Start, begin
 from fedstill.errors import InputError, RunError
 from fedstill.generators import build_generator
@@ -59,16 +75,14 @@ from fedstill.generators.pixels import Pixels
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import NetworkChoice
 from fedstill.rounds import Desk, Failure, Outcome, Reply, Site, Trained, World
-from fedstill.scores import score
+from fedstill.search import Trial, best
 from fedstill.seeds import Seed
-from fedstill.train import Recipe, fit
+from fedstill.train import Recipe
 
 __all__ = ["OneShot"]
 
 GLOBAL = "global"
 DSA = "color_crop_cutout_flip_scale_rotate"
-SHOWN = 100
-"""Points of a loss curve in a round's figures, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +169,19 @@ class OneShot:
         tuple[NetworkChoice, ...],
         Field(description="networks trained on the union beside the clients' kind, each a table"),
     ] = ()
+    # its search
+    search: Annotated[
+        Literal["none", "union", "clients"],
+        Field(
+            description="for optimiser and step size [report: by what is not said]: by held-out images, or by clients"
+        ),
+    ] = "none"
+    trials: Annotated[int, Field(ge=1, description="of the search")] = 20
+    at_once: Annotated[int, Field(ge=1, description="trials side by side, and sent to clients in a round")] = 4
+    search_over: Annotated[
+        tuple[Searched, ...], Field(description="any of optimiser, lr, epochs, augmentation [report: the first two]")
+    ] = ("optimiser", "lr")
+    holdout: Annotated[float, Field(gt=0, lt=1, description="share of the union to choose by")] = 0.2
 
     def init(self, clients: Sequence[str], desk: Desk) -> Bundle:
         """Networks from scratch, which round 1 trains.
@@ -168,10 +195,13 @@ class OneShot:
         )
 
     def task(self, state: Bundle) -> str | None:
-        return None if state.numbers.get("shared") else "local"
+        if not state.members("synthetic"):
+            return "local"
+        return "score" if networks(state) else None
 
     def broadcast(self, state: Bundle, client: str) -> Bundle:
-        return Bundle()  # a client begins with networks of its own
+        # a client begins with networks of its own
+        return Bundle().put(**{f"model:{name}": group for name, group in networks(state).items()})
 
     def local(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> tuple[Bundle, Bundle]:
         if len(site.train) == 0:
@@ -185,9 +215,15 @@ class OneShot:
         return (reply.put(statistics=course.group()) if self.distill_steps else reply), memory
 
     def score(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> Bundle:
+        if networks(inbox):
+            return counted(inbox, self.world.architecture, site.validation, device=desk.device)
         return FedAvg(world=self.world).score(inbox, site, memory, desk)
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
+        return self._chosen(state, replies, desk) if self.task(state) == "score" else self._shared(state, replies, desk)
+
+    def _shared(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
+        """Round 1: the union, and what is learned of it."""
         sieve = Sieve(replies, {})
         clients: dict[str, dict[str, Any]] = {}
         sets: list[DistilledSet] = []
@@ -201,7 +237,7 @@ class OneShot:
                 continue
             clients[reply.client] = done.figures(reply.bundle) | {"synthetic": len(done.synthetic), "rate": rate}
             if course is not None:
-                clients[reply.client] |= _told(course)
+                clients[reply.client] |= course.figures()
             if self.drop_ill and done.sick is not None:
                 failures.append(Failure(reply.client, done.sick))
             else:
@@ -211,11 +247,22 @@ class OneShot:
         figures: dict[str, Any] = {"clients": clients, "union": sum(len(each.synthetic) for each in sets)}
         if sets:
             # ill sets are kept like others unless they were dropped: the best check chose them
-            state = keep(state, [each._replace(health=None) for each in sets]).put({"shared": 1})
-            union = Shard.join([each.synthetic for each in sets])
-            state, figures["loss"] = self._train(state, union, statistics.fmean(rates), desk)
+            state = keep(state, [each._replace(health=None) for each in sets]).put({"rate": statistics.fmean(rates)})
+            state, learned = self._learned(state, desk)
+            figures |= learned
         figures["seconds"] = {"train": time.perf_counter() - arrived}
         return Outcome(state, figures, [*sieve.failures, *failures])
+
+    def _chosen(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
+        """A later round: clients have scored the networks of some trials."""
+        began = time.perf_counter()
+        heard = hear(state, replies, self._recipe(state), self.search_over)
+        state, losses = self._asked(heard.state, heard.done, desk)
+        if not networks(state):  # the search is over: the other networks learn as the best one did
+            recipe = recipe_of(self._recipe(state), best(heard.done).params)
+            state, losses = self._train(state, [name for name in self._all() if name != GLOBAL], recipe, desk)
+        figures = {"search": shown(heard.scored), "loss": losses, "seconds": {"train": time.perf_counter() - began}}
+        return Outcome(state, figures, heard.failures)
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
         return {name: Trained(each, state.groups[_group(name)]) for name, each in self._all().items()}
@@ -299,8 +346,6 @@ class OneShot:
 
     def _judged(self, validation: Shard, device: str, canvas: Canvas, seed: Seed) -> list[float]:
         """Validation accuracies of fresh networks on the images as they would be sent, trained as MTT's code evaluates."""
-        if len(validation) == 0:
-            return []
         recipe = Recipe(
             epochs=self.judge_epochs,
             lr=canvas.rate,
@@ -310,16 +355,8 @@ class OneShot:
             augmentation=Augmentation.parse(self.augmentation, key="algorithm.augmentation"),
             drop=0.1,
         )
-        lesson = self._as_sent(canvas)
-        return [self._one_judge(lesson, validation, recipe, device, seed.at(k)) for k in range(self.judges)]
-
-    def _one_judge(self, lesson: Shard, validation: Shard, recipe: Recipe, device: str, seed: Seed) -> float:
-        architecture = self.world.architecture
-        try:
-            fitted = fit(architecture.build(seed.at("model")), lesson, recipe, seed=seed.at("train"), device=device)
-        except RunError:
-            return 0.0  # no network can be trained on them at this rate
-        return score(Trained(architecture, fitted.tensors).module(), validation, device=device).accuracy or 0.0
+        lesson, architecture = self._as_sent(canvas), self.world.architecture
+        return judged(architecture, lesson, validation, recipe, count=self.judges, seed=seed, device=device)
 
     def _as_sent(self, canvas: Canvas) -> Shard:
         shard = canvas.shard(self.world.classes)
@@ -356,27 +393,73 @@ class OneShot:
         if not self.distill_steps:
             return DistilledSet(reply.client, synthetic, {}, None), None, rate
         course = Course.of(bundle.groups.get("statistics", {}))
-        return DistilledSet(reply.client, synthetic, {}, _health(course)), course, rate
+        return DistilledSet(reply.client, synthetic, {}, course.health()), course, rate
 
-    def _train(self, state: Bundle, union: Shard, rate: float, desk: Desk) -> tuple[Bundle, dict[str, float]]:
-        recipe = self._recipe(rate)
+    def _learned(self, state: Bundle, desk: Desk) -> tuple[Bundle, dict[str, Any]]:
+        """The networks trained on the union, or the first trials of a search by clients; and figures."""
+        if self.search == "clients":
+            state, losses = self._asked(state, [], desk)
+            # something to be scored until clients have said what is best
+            return state.put(model=next(iter(networks(state).values()))), {"loss": losses}
+        recipe, figures = self._recipe(state), {}
+        if self.search == "union":
+            trials = choose(
+                self.models(state)[GLOBAL],
+                self._union(state),
+                recipe,
+                self.search_over,
+                trials=self.trials,
+                at_once=self.at_once,
+                share=self.holdout,
+                desk=desk.at("search"),
+            )
+            recipe, figures = recipe_of(recipe, best(trials).params), {"search": shown(trials)}
+        state, losses = self._train(state, list(self._all()), recipe, desk)
+        return state, {**figures, "loss": losses}
+
+    def _asked(self, state: Bundle, done: Sequence[Trial], desk: Desk) -> tuple[Bundle, dict[str, float]]:
+        """The state with the networks of the next trials; with none, the search is over."""
+        architecture = self.world.architecture
+        start = Trained(architecture, architecture.build(desk.seed.at("model")).state_dict())
+        return ask(
+            state,
+            done,
+            start,
+            self._union(state),
+            self._recipe(state),
+            self.search_over,
+            trials=self.trials,
+            at_once=self.at_once,
+            desk=desk.at("search"),
+        )
+
+    def _union(self, state: Bundle) -> Shard:
+        """All sets that were kept."""
+        world = self.world
+        groups = state.members("synthetic").values()
+        return Shard.join(
+            [Shard(group["images"], group["labels"], world.classes, world.normalisation) for group in groups]
+        )
+
+    def _train(
+        self, state: Bundle, names: Sequence[str], recipe: Recipe, desk: Desk
+    ) -> tuple[Bundle, dict[str, float]]:
+        """The networks of these names, from where they are in the state, on the union."""
+        models = self.models(state)
         lessons = [
             Lesson(
-                name,
-                trained,
-                recipe,
-                Desk(desk.seed.at("train", name), device=desk.device, progress=desk.steps),
+                name, models[name], recipe, Desk(desk.seed.at("train", name), device=desk.device, progress=desk.steps)
             )
-            for name, trained in self.models(state).items()
+            for name in names
         ]
-        done = study(union, lessons, desk)
+        done = study(self._union(state), lessons, desk)
         tensors = {_group(name): fitted.tensors for name, fitted in done.items()}
         return state.put(**tensors), {name: fitted.losses[-1] for name, fitted in done.items()}
 
-    def _recipe(self, rate: float) -> Recipe:
+    def _recipe(self, state: Bundle) -> Recipe:
         return Recipe(
             epochs=self.global_epochs,
-            lr=rate if self.global_lr == "learned" else self.global_lr,
+            lr=state.numbers["rate"] if self.global_lr == "learned" else self.global_lr,
             batch=self.global_batch,
             momentum=self.global_momentum,
             decay=self.global_decay,
@@ -394,6 +477,12 @@ class OneShot:
             raise InputError(
                 f"algorithm.latest = {self.latest}: a student that starts after {self.latest - 1} epochs and makes "
                 f"{self.span} needs experts of {self.latest - 1 + self.span}, and algorithm.expert_epochs = {self.expert_epochs}"
+            )
+        if self.search != "none":
+            check_search(self.search_over, f"algorithm.search = '{self.search}'")
+        if any(choice.title.startswith(TRIAL) for choice in self.global_models):
+            raise InputError(
+                f"algorithm.global_models: a network called '{TRIAL}…' would be taken for a trial of the search"
             )
         drawn = self.start == "draw"
         if drawn != (self.generator != "pixels"):
@@ -438,42 +527,3 @@ class OneShot:
 
 def _group(name: str) -> str:
     return "model" if name == GLOBAL else f"model:{name}"
-
-
-def _health(course: Course) -> Health:
-    """Of the attempt that was chosen from; losses are averaged over 30 steps."""
-    attempt, index = course.chosen or (len(course.attempts) - 1, -1)
-    taken = course.attempts[attempt]
-    smooth, check = averaged(taken.losses), taken.checks[index]
-    return Health(
-        start=smooth[0] if smooth else math.inf,
-        end=smooth[-1] if smooth else math.inf,
-        best=min(smooth, default=math.inf),
-        pixel_min=check.pixel_min,
-        pixel_max=check.pixel_max,
-        rate=check.rate,
-        retries=len(course.attempts) - 1,
-        sick=course.sick,
-    )
-
-
-def _told(course: Course) -> dict[str, Any]:
-    """A node's curves, for the round's figures."""
-    chosen = course.chosen
-    return {
-        "attempts": [_attempt(each) for each in course.attempts],
-        "chosen": None if chosen is None else {"attempt": chosen[0], "check": chosen[1]},
-        "distill_steps": course.steps,
-    }
-
-
-def _attempt(attempt: Attempt) -> dict[str, Any]:
-    smooth = averaged(attempt.losses)
-    stride = max(1, math.ceil(len(smooth) / SHOWN))
-    first = len(attempt.losses) - len(smooth) + 1  # steps done when the first average is whole
-    return {
-        "steps": len(attempt.losses),
-        "loss": [[first + at, smooth[at]] for at in range(0, len(smooth), stride)],
-        "checks": [asdict(check) for check in attempt.checks],
-        "ill": diagnose(attempt),
-    }

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedstill.bundle import Bundle, Group
 from fedstill.rounds import Failure, Reply
 
-__all__ = ["MISFIT", "Mean", "Sieve"]
+__all__ = ["MISFIT", "MOST", "Mean", "Sieve"]
 
 MOST = 2.0**53
 """Largest count that is taken: float64 has every whole number up to here, and sums of weights stay finite."""

@@ -18,22 +18,31 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fedstill.bundle import Bundle, Group
+from fedstill.data.shard import Shard
 from fedstill.distill.canvas import Canvas, Matcher, distill
-from fedstill.distill.health import LEAST_RATE
-from fedstill.errors import InputError
+from fedstill.distill.health import LEAST_RATE, Health
+from fedstill.errors import InputError, RunError
+from fedstill.models.architecture import Architecture
+from fedstill.rounds import Trained
+from fedstill.scores import score
 from fedstill.seeds import Seed
+from fedstill.train import Recipe, fit
 
-__all__ = ["WINDOW", "Attempt", "Check", "Course", "Judge", "averaged", "diagnose", "tend"]
+__all__ = ["WINDOW", "Attempt", "Check", "Course", "Judge", "averaged", "diagnose", "judged", "tend"]
 
 WINDOW = 30
 """Steps of the moving average of the matching loss."""
+
+SHOWN = 100
+"""Points of a loss curve in a round's figures, at most."""
 
 FARTHEST = 10.0
 """How far from mid-grey a pixel may go, in pixel ranges. Distilled pixels leave the range by one or two; step sizes that are too
@@ -92,6 +101,40 @@ class Course:
     def sick(self) -> str | None:
         """Why the attempt that was chosen from is ill; None where it is not."""
         return diagnose(self.attempts[self.chosen[0] if self.chosen else -1])
+
+    def health(self) -> Health:
+        """Of the attempt that was chosen from; losses are averaged over :data:`WINDOW` steps."""
+        attempt, index = self.chosen or (len(self.attempts) - 1, -1)
+        taken = self.attempts[attempt]
+        smooth, check = averaged(taken.losses), taken.checks[index]
+        return Health(
+            start=smooth[0] if smooth else math.inf,
+            end=smooth[-1] if smooth else math.inf,
+            best=min(smooth, default=math.inf),
+            pixel_min=check.pixel_min,
+            pixel_max=check.pixel_max,
+            rate=check.rate,
+            retries=len(self.attempts) - 1,
+            sick=self.sick,
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """For a client's line of a round: every attempt with its averaged loss, thinned, and its checks."""
+        chosen = None if self.chosen is None else {"attempt": self.chosen[0], "check": self.chosen[1]}
+        attempts = []
+        for each in self.attempts:
+            smooth = averaged(each.losses)
+            first = len(each.losses) - len(smooth) + 1  # steps done when the first average is whole
+            stride = max(1, math.ceil(len(smooth) / SHOWN))
+            attempts.append(
+                {
+                    "steps": len(each.losses),
+                    "loss": [[first + at, smooth[at]] for at in range(0, len(smooth), stride)],
+                    "checks": [asdict(check) for check in each.checks],
+                    "ill": diagnose(each),
+                }
+            )
+        return {"attempts": attempts, "chosen": chosen, "distill_steps": self.steps}
 
     def group(self) -> Group:
         """As finite tensors, which travel and are kept: -1 stands for what is missing and for a loss that is not finite."""
@@ -350,6 +393,32 @@ def _work(
         if (done % check_every == 0 or done == steps) and _lost(attempt) is None:
             attempt = _looked(attempt, canvas, judge, seed)
         yield attempt
+
+
+def judged(
+    architecture: Architecture,
+    lesson: Shard,
+    validation: Shard,
+    recipe: Recipe,
+    *,
+    count: int,
+    seed: Seed,
+    device: str = "cpu",
+) -> list[float]:
+    """Accuracies on ``validation`` of ``count`` networks that learned from ``lesson`` alone; of none, where there is no image.
+
+    A training that diverges is worth 0.
+    """
+    found = []
+    for k in range(count if len(validation) else 0):
+        network = architecture.build(seed.at(k, "model"))
+        try:
+            fitted = fit(network, lesson, recipe, seed=seed.at(k, "train"), device=device)
+        except RunError:
+            found.append(0.0)
+            continue
+        found.append(score(Trained(architecture, fitted.tensors).module(), validation, device=device).accuracy or 0.0)
+    return found
 
 
 def _looked(attempt: Attempt, canvas: Canvas, judge: Judge, seed: Seed) -> Attempt:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,6 @@ __all__ = [
     "PLACE",
     "FreshScore",
     "read_sets",
-    "read_union",
     "recipe_json",
     "recipe_of",
     "results_json",
@@ -71,27 +71,39 @@ class _Job:
     device: str
 
 
-def recipe_of(fields: Mapping[str, Any], *, epochs: int | None = None, lr: float | None = None) -> Recipe:
+def recipe_of(
+    fields: Mapping[str, Any], *, epochs: int | None = None, lr: float | None = None, rates: Sequence[float] = ()
+) -> Recipe:
     """How a run trains its global models on the union of synthetic sets.
 
     Args:
         fields: of the run's algorithm; ``global_epochs``, ``global_lr`` and so on count, and FedDGM's defaults stand for those
             that the algorithm has not.
         epochs, lr: instead of the run's own.
+        rates: step sizes that were learnt with the images, whose mean is meant where ``global_lr`` is ``"learned"``.
+
+    Raises:
+        InputError: the step size was learnt, and neither it nor another is given.
     """
     usual: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(Recipe)}
     usual.update(_RECIPE)
     values = {name: fields.get(f"global_{name}", default) for name, default in usual.items()}
     values["augmentation"] = Augmentation.parse(values["augmentation"], key="algorithm.global_augmentation")
     values["temperature"] = fields.get("temperature", values["temperature"])
-    recipe = Recipe(**values)
-    return replace(recipe, epochs=recipe.epochs if epochs is None else epochs, lr=recipe.lr if lr is None else lr)
+    if epochs is not None:
+        values["epochs"] = epochs
+    if lr is not None or values["lr"] != "learned":
+        return Recipe(**values if lr is None else values | {"lr": lr})
+    if not rates:
+        raise InputError("the run learnt its step size, and keeps none with its synthetic sets: give --lr")
+    return Recipe(**values | {"lr": fmean(rates)})
 
 
 def recipe_json(recipe: Recipe) -> dict[str, Any]:
     """Plain values: what every recipe has, and of the rest what is not as usual."""
     plain = {name: getattr(recipe, name) for name in _RECIPE}
-    rest = {each.name: each.default for each in dataclasses.fields(Recipe) if each.name not in _RECIPE}
+    shown = {*_RECIPE, "temperature"}  # soft labels alone have use for the latter
+    rest = {each.name: each.default for each in dataclasses.fields(Recipe) if each.name not in shown}
     return (
         plain
         | {"augmentation": "_".join(recipe.augmentation.operations) or "none"}
@@ -130,19 +142,17 @@ def read_sets(path: Path, world: World) -> dict[str, Group]:
     for client, group in sets.items():
         if (wrong := _wrong(group, wanted, len(world.classes))) is not None:
             raise InputError(f"{path} is damaged: the set of '{client}' {wrong}")
-    kinds = {group["labels"].dim() for group in sets.values()}
-    if len(kinds) != 1:
-        raise InputError(f"{path} is damaged: " + ("it holds no set" if not sets else "labels are hard and soft"))
+    if not sets:
+        raise InputError(f"{path} is damaged: it holds no set")
+    for what in ("images", "labels"):
+        if len({(group[what].dtype, group[what].dim()) for group in sets.values()}) != 1:
+            raise InputError(f"{path} is damaged: its sets have {what} of several kinds")
     return sets
 
 
-def read_union(path: Path, world: World) -> Shard:
-    """All clients' synthetic images of one round, those of :func:`read_sets` in their order.
-
-    Raises:
-        InputError: as :func:`read_sets`.
-    """
-    return union(read_sets(path, world), world)
+def rates_of(sets: Mapping[str, Group]) -> list[float]:
+    """The students' step sizes that were learnt, of the sets that have one."""
+    return [group["rate"].item() for group in sets.values() if "rate" in group]
 
 
 def union(sets: Mapping[str, Group], world: World) -> Shard:
@@ -157,8 +167,8 @@ def _wrong(group: Group, wanted: tuple[int, ...], classes: int) -> str | None:
     if group.keys() - {"rate"} != {"images", "labels"}:
         return f"holds {', '.join(sorted(group)) or 'nothing'} where images and labels are due"
     images, labels = group["images"], group["labels"]
-    if tuple(images.shape[1:]) != wanted or not images.is_floating_point():
-        return f"holds {images.dtype} {list(images.shape)} where floats [n, {', '.join(map(str, wanted))}] are due"
+    if tuple(images.shape[1:]) != wanted or not (images.is_floating_point() or images.dtype == torch.uint8):
+        return f"holds {images.dtype} {list(images.shape)} where floats or uint8 [n, {', '.join(map(str, wanted))}] are due"
     hard = labels.dim() == 1 and labels.dtype == torch.int64
     soft = labels.dim() == 2 and labels.shape[1] == classes and labels.is_floating_point()
     if len(labels) != len(images) or not (hard or soft):
