@@ -41,7 +41,9 @@ def evaluate(
     lr: Annotated[
         float | None, typer.Option(help="Step size of fresh networks. Default: the run's own.", show_default=False)
     ] = None,
-    mmd: Annotated[bool, typer.Option("--mmd", help="Compare clients' images, with a standard error.")] = False,
+    mmd: Annotated[
+        bool, typer.Option("--mmd", help="Compare clients' images, real and virtual, with a standard error.")
+    ] = False,
     tsne: Annotated[bool, typer.Option("--tsne", help="Map clients' images by t-SNE.")] = False,
     features: Annotated[
         str, typer.Option(help="Of --mmd and --tsne: random, pixels, model (the run's own), or a model's file.")
@@ -83,8 +85,15 @@ def evaluate(
         _say_fresh(found["fresh"])
     if "mmd" in found:
         _say_mmd(found["mmd"])
+        if "virtual" in found["mmd"]:
+            _say_virtual(found["mmd"]["virtual"])
     if "tsne" in found:
-        typer.echo(f"t-SNE of {len(found['tsne']['points'])} images, features: {found['tsne']['features']}")
+        _say_map("images", found["tsne"])
+        virtual = found["tsne"].get("virtual", {})
+        if "points" in virtual:
+            _say_map("virtual images", virtual)
+        elif virtual and "mmd" not in found:  # else it was said
+            typer.echo(virtual["missing"])
     typer.echo(f"written: {run / EVALUATION}; 'fedstill report {run}' shows it", err=True)
 
 
@@ -129,6 +138,10 @@ def _say_fresh(found: Mapping[str, Any]) -> None:
     )
 
 
+def _say_map(what: str, found: Mapping[str, Any]) -> None:
+    typer.echo(f"t-SNE of {len(found['points'])} {what}, features: {found['features']}")
+
+
 def _spread(values: Sequence[float | None]) -> str:
     """Mean ± sample standard deviation; of one value the value."""
     known = [value for value in values if value is not None]
@@ -166,3 +179,35 @@ def _say_mmd(found: Mapping[str, Any]) -> None:
     )
     for each in found["left_out"]:
         typer.echo(f"left out: {each['client']}: {each['reason']}")
+
+
+def _say_virtual(found: Mapping[str, Any]) -> None:
+    if "missing" in found:
+        typer.echo(found["missing"])
+        return
+    told = found["change"]
+    typer.echo(
+        f"the same by {found['images']} real and {found['images']} virtual images each"
+        f"{', as the clients began' if found['initial'] else ''}, after round {found['round']}, mean over pairs"
+    )
+    say_table(
+        "",
+        ["", "MMD²", "95 % interval over clients"],
+        [
+            ["real", f"{told['before']:.4f}", ""],
+            ["virtual", f"{told['after']:.4f}", ""],
+            ["difference", f"{told['difference']:+.4f}", _interval(told["low"], told["high"], "+.4f")],
+            ["ratio", _number(told["ratio"], ".2f"), _interval(told["ratio_low"], told["ratio_high"], ".2f")],
+            ["further apart", f"{told['rose']} of {told['pairs']} pairs", ""],
+        ],
+    )
+    for each in found["left_out"]:
+        typer.echo(f"left out: {each['client']}: {each['reason']}")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _interval(low: float | None, high: float | None, form: str) -> str:
+    return "–" if low is None or high is None else f"{low:{form}} to {high:{form}}"

@@ -111,13 +111,17 @@ def median_distance(samples: Mapping[str, Features]) -> float:
 
 
 def discrepancies(
-    samples: Mapping[str, Features], *, progress: Callable[[int, int], None] | None = None
+    samples: Mapping[str, Features],
+    *,
+    bandwidth: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Discrepancies:
     """MMD² of every pair of clients.
 
     Args:
         samples: features by client, [n, d], with the same n of at least :data:`FEWEST` and the same d for all, in random
             order.
+        bandwidth: σ; None: :func:`median_distance` of the samples.
         progress: ``progress(pairs done, pairs)``.
 
     Raises:
@@ -127,7 +131,7 @@ def discrepancies(
     shapes = {rows.shape for rows in samples.values()}
     if len(shapes) != 1 or len(next(iter(samples.values()))) < FEWEST:
         raise ValueError(f"samples of {sorted(shapes)}: all need as many rows, {FEWEST} at least, and as many columns")
-    bandwidth = median_distance(samples)
+    bandwidth = median_distance(samples) if bandwidth is None else bandwidth
     count, n = len(clients), len(samples[clients[0]])
     squared, error = (np.full((count, count), np.nan) for _ in range(2))
     blocks = _Blocks(samples)
