@@ -1,6 +1,7 @@
 """Set up as a run is: one thread, malloc tuned, telemetry off. The same examples in every run of the properties."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ settings.register_profile("explore")
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 prepare(threads=1)
+
+# a shell's background jobs ignore Ctrl-C, and so would what the tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -118,8 +118,15 @@ def _toml(name: str, made: Made, seed: int) -> str:
     own = name.rpartition("-")[0] or name
     lines = [f"name = {json.dumps(own)}", f"seed = {seed}", f"rounds = {made.rounds}"]
     for table, values in tables.items():
-        lines += [f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+        lines += [f"[{table}]", *(f"{key} = {_value(value)}" for key, value in values.items())]
     return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    """As TOML has it."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{json.dumps(key)} = {_value(inner)}' for key, inner in value.items())}}}"
+    return f"[{', '.join(map(_value, value))}]" if isinstance(value, list) else json.dumps(value)
 
 
 def _row(number: int, made: Made, clients: Sequence[str], draw: np.random.Generator) -> dict[str, Any]:

@@ -213,17 +213,20 @@ def test_fednovas_clients_say_how_many_steps_they_took():
 # --- SCAFFOLD -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_scaffold_of_two_clients_is_the_papers_loop(momentum):
+@pytest.mark.parametrize(("momentum", "weighting"), [(0.0, "equal"), (0.9, "equal"), (0.0, "examples")])
+def test_scaffold_of_two_clients_is_the_papers_loop(momentum, weighting):
     sites = {name: tiny_sites()[name] for name in ("c00", "c03")}
     lr, eta, steps, decay = 0.05, 0.7, 3, 1e-2
-    algorithm = Scaffold(world=WORLD, server_lr=eta, epochs=steps, lr=lr, batch=ALL, momentum=momentum, decay=decay)
+    budget = {"epochs": steps, "lr": lr, "batch": ALL, "momentum": momentum, "decay": decay}
+    algorithm = Scaffold(world=WORLD, server_lr=eta, weighting=weighting, **budget)
+    sizes = [len(site.train) if weighting == "examples" else 1 for site in sites.values()]
+    shares = [size / sum(sizes) for size in sizes]
     x = dict(algorithm.init(list(sites), DESK.at("init")).groups["model"])
     c = {name: torch.zeros_like(tensor) for name, tensor in x.items()}
     mine = {client: dict(c) for client in sites}
     gradients = sum((1 - momentum**k) / (1 - momentum) for k in range(1, steps + 1))
     memory = Memory()
-    for each in states(algorithm, sites, memory, until=3):
+    for done in states(algorithm, sites, memory, until=3):
         ends, changes = [], []
         for client, site in sites.items():
             slope = {name: c[name] - mine[client][name] for name in x}
@@ -232,10 +235,12 @@ def test_scaffold_of_two_clients_is_the_papers_loop(momentum):
             changes.append({name: plus[name] - mine[client][name] for name in x})
             ends.append(y)
             mine[client] = plus
-        x = {name: x[name] + eta * sum(y[name] - x[name] for y in ends) / 2 for name in x}
-        c = {name: c[name] + sum(change[name] for change in changes) / 2 for name in x}
-        close(each.state.groups["model"], x, rtol=1e-3, atol=1e-5)
-        close(each.state.groups["control"], c, rtol=1e-3, atol=1e-4)
+        x = {
+            name: x[name] + eta * sum(p * (y[name] - x[name]) for p, y in zip(shares, ends, strict=True)) for name in x
+        }
+        c = {name: c[name] + sum(p * each[name] for p, each in zip(shares, changes, strict=True)) for name in x}
+        close(done.state.groups["model"], x, rtol=1e-3, atol=1e-5)
+        close(done.state.groups["control"], c, rtol=1e-3, atol=1e-4)
     close(memory.read("c03", 4).groups["control"], mine["c03"], rtol=1e-3, atol=1e-4)
 
 

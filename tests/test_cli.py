@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -425,8 +424,7 @@ def test_ctrl_c_leaves_a_run_to_resume_and_says_how(workers, tmp_path):
     while not (out / "checkpoints" / "round-0002.json").exists():
         assert process.poll() is None
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers hear it too
-    said = process.communicate(timeout=60)[1]
+    said = tiny.interrupt(process)  # the workers hear it too
     assert process.returncode == 130
     assert said.splitlines()[-1] == f"fedstill: interrupted; continue with  fedstill resume {out}"
     assert "Traceback" not in said

@@ -1,10 +1,11 @@
 """Every algorithm through one table."""
 
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import pytest
 
+from fedstill import contract
 from fedstill.algorithms import ALGORITHMS
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.algorithms.feddgm import FedDGM
@@ -55,6 +56,20 @@ def test_every_method_of_the_table(name):
     entry = ALGORITHMS[name]
     factory = resolve({name: entry.factory}, name, "algorithm.name")
     assert check_algorithm(factory, OPTIONS[name] | dict(entry.fixed)) == list(CLAUSES)
+
+
+@pytest.mark.parametrize("norms", ["average", "local"])
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "prioronly"])  # whose clients do nothing
+def test_batch_norm_takes_a_client_of_one_image(name, norms, monkeypatch):
+    world = contract.tiny_world()
+    batched = replace(world.architecture, options={**world.architecture.options, "norm": "batch"})
+    monkeypatch.setattr(contract, "tiny_world", lambda: replace(world, architecture=batched))
+    entry = ALGORITHMS[name]
+    factory = resolve({name: entry.factory}, name, "algorithm.name")
+    known = {each.name for each in fields(factory)}
+    options = OPTIONS[name] | dict(entry.fixed) | ({"norms": norms} if "norms" in known else {})
+    algorithm = factory(world=contract.tiny_world(), **options)
+    assert CLAUSES["one image or one class is enough, and no image stops no other client"](algorithm) is None
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_every_chart_is_a_picture(tmp_path: Path, page: Page, kind: str) -> None
     assert all(content.startswith(begins) for content in there.values())
 
 
-@pytest.mark.parametrize("option", ["csv", "latex", "png", "svg"])
+@pytest.mark.parametrize("option", ["csv", "latex", "markdown", "png", "svg"])
 def test_a_file_in_a_folders_place_is_refused_before_anything_is_written(
     tmp_path: Path, folders: list[Path], option: str
 ) -> None:

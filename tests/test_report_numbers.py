@@ -16,7 +16,7 @@ from scipy import stats
 
 from fedstill.report.html import render
 from fedstill.report.page import build
-from fedstill.report.parts import Heat, Legend, Lines, Page, Scatter, charts, grids, walk
+from fedstill.report.parts import Grid, Heat, Legend, Lines, Page, Scatter, charts, grids, walk
 from fedstill.report.runs import read_run
 from runs_fixture import Made, spoken, write_comparison
 
@@ -39,6 +39,7 @@ LABELS = {
     "fedavg": "FedAvg",
     "centralised": "Centralised",
 }
+ROWS = LABELS | {"prioronly": "PriorOnly, control", "centralised": "Centralised, ceiling"}
 DISTILLED = ("feddgm10", "feddgm5", "prioronly")
 EVALUATED = ("feddgm10", "feddgm5")
 SERIES = [(name, model) for name, made in MADE.items() for model in made.models]
@@ -132,20 +133,9 @@ class Truth:
             ]
 
     def table_results(self) -> Iterator[list[Any]]:
-        places = {
-            "FedDGM": ("feddgm5", "feddgm10"),
-            "PriorOnly": (None, "prioronly"),
-            "FedAvg": ("fedavg", "fedavg"),
-            "Centralised": ("centralised", "centralised"),
-        }
-        for row, (five, ten) in places.items():
-            cells: list[Any] = [row]
-            for name in (five, ten):
-                own = "global" if row in ("FedAvg", "Centralised") else "surrogate"
-                cells.append(self.accuracy(name, own) if name else None)
-                cells.append(self.accuracy(name, "resnet18") if name and own == "surrogate" else None)
-            cells.append(0.737 if row == "FedDGM" else None)
-            yield cells
+        for name, made in MADE.items():
+            server = self.accuracy(name, "resnet18") if "resnet18" in made.models else None
+            yield [ROWS[name], self.accuracy(name, made.models[0]), server, 0.737 if name == "feddgm10" else None]
 
     def table_accuracy_by_round(self) -> Iterator[list[Any]]:
         for number in range(1, ROUNDS + 1):
@@ -206,39 +196,33 @@ class Truth:
     def _holdings(self, seed: int) -> Iterator[list[Any]]:
         histogram = {client: np.array(row) for client, row in self.partitions[seed]["histogram"].items()}
         pooled = np.sum(list(histogram.values()), axis=0)
-        last = {
-            name: {each["client"]: each for each in self.rows[name][SEEDS.index(seed)][-1]["clients"]} for name in MADE
-        }
         for client, counts in histogram.items():
-            tested = any(last[name][client]["test"] is not None for name in MADE)
-            shares: dict[str, float | None] = {}
-            for name in MADE:
-                found = last[name][client]
-                shares[name] = (found["test"] or {}).get("accuracy") if tested else found["validation"]
-            base = shares["fedavg"]
             yield [
                 client,
                 *map(int, counts),
                 int(counts.sum()),
                 stats.entropy(counts, base=2),
                 np.abs(counts / counts.sum() - pooled / pooled.sum()).sum() / 2,
-                "test" if tested else "validation",
-                *shares.values(),
-                *(
-                    None if share is None or base is None else share - base
-                    for name, share in shares.items()
-                    if name != "fedavg"
-                ),
             ]
 
+    def _reached(self, seed: int, names: Sequence[str] = tuple(MADE)) -> Iterator[list[Any]]:
+        last = {
+            name: {each["client"]: each for each in self.rows[name][SEEDS.index(seed)][-1]["clients"]} for name in names
+        }
+        for client in self.partitions[seed]["histogram"]:
+            its = [last[name][client] for name in names]
+            if any(found["test"] is not None for found in its):
+                yield [client, "test", *((found["test"] or {}).get("accuracy") for found in its)]
+            else:
+                yield [client, "validation", *(found["validation"] for found in its)]
+
     def _outcomes(self, seed: int) -> Iterator[list[Any]]:
-        lines = list(self._holdings(seed))
-        first = 1 + CLASSES + 4
-        base = first + list(MADE).index("fedavg")
-        for offset, name in enumerate(MADE):
-            shares = {line[0]: line[first + offset] for line in lines if line[first + offset] is not None}
+        lines = list(self._reached(seed))
+        base = 2 + list(MADE).index("fedavg")
+        for place, name in enumerate(MADE, start=2):
+            shares = {line[0]: line[place] for line in lines if line[place] is not None}
             worst = min(shares, key=lambda client: shares[client])
-            gains = [line[first + offset] - line[base] for line in lines if line[first + offset] is not None]
+            gains = [line[place] - line[base] for line in lines if line[place] is not None]
             counted = (
                 [None, None] if name == "fedavg" else [sum(g > 0.0005 for g in gains), sum(g < -0.0005 for g in gains)]
             )
@@ -390,6 +374,7 @@ class Truth:
         }
         for number, seed in enumerate(SEEDS, start=1):
             made[f"holdings-{number}"] = self._holdings(seed)
+            made[f"holdings-{number}-reached"] = self._reached(seed)
             made[f"holdings-{number}-outcomes"] = self._outcomes(seed)
         for index, name in enumerate(MADE):
             for seed, found in enumerate(self.evaluations[name]):
@@ -429,16 +414,34 @@ def test_every_cell_is_what_the_files_give(page: Page, truth: Truth) -> None:
     shown = {table.key: table for table in grids(page)}
     assert shown.keys() == wanted.keys()
     for key, table in shown.items():
-        assert len(table.rows) == len(wanted[key]), key
-        for row, expected in zip(table.rows, wanted[key], strict=True):
-            assert len(row) == len(expected) == len(table.head), (key, expected)
-            for name, cell, (mean, spread) in zip(table.head, row, map(value, expected), strict=True):
-                where = (key, row[0].text, name)
-                if isinstance(mean, str) or mean is None:
-                    assert cell.value == mean, where
-                else:
-                    assert cell.value == pytest.approx(mean, rel=1e-9, abs=1e-12), where
-                assert cell.spread == (None if spread is None else pytest.approx(spread, rel=1e-6, abs=1e-9)), where
+        check(table, wanted[key])
+
+
+def check(table: Grid, wanted: Sequence[Sequence[Any]]) -> None:
+    """That every cell of ``table`` is what is wanted: a word, a number, or mean and spread."""
+    assert len(table.rows) == len(wanted), table.key
+    for row, expected in zip(table.rows, wanted, strict=True):
+        assert len(row) == len(expected) == len(table.head), (table.key, expected)
+        for name, cell, (mean, spread) in zip(table.head, row, map(value, expected), strict=True):
+            where = (table.key, row[0].text, name)
+            if isinstance(mean, str) or mean is None:
+                assert cell.value == mean, where
+            else:
+                assert cell.value == pytest.approx(mean, rel=1e-9, abs=1e-12), where
+            assert cell.spread == (None if spread is None else pytest.approx(spread, rel=1e-6, abs=1e-9)), where
+
+
+def test_where_methods_are_few_what_clients_reached_stands_beside_what_they_held(
+    folders: list[Path], truth: Truth
+) -> None:
+    names = ("feddgm10", "fedavg", "prioronly")
+    made = build([read_run(folder) for name in names for folder in folders if folder.name.startswith(f"{name}-")])
+    table = next(table for table in grids(made) if table.key == "holdings-1")
+    wanted = []
+    for held, (client, source, ours, base, alone) in zip(truth._holdings(0), truth._reached(0, names), strict=True):
+        assert held[0] == client
+        wanted.append([*held, source, ours, base, alone, ours - base, alone - base])
+    check(table, wanted)
 
 
 def test_every_text_says_the_number_behind_it(page: Page) -> None:
@@ -457,7 +460,11 @@ def test_the_best_is_marked_where_it_is_ahead_by_more_than_the_spread(page: Page
         if table.key not in ("results", "fresh-networks"):
             continue
         for column in range(1, len(table.head)):
-            cells = [row[column] for row in table.rows if row[0].text != "Centralised" and row[column].tone != "mute"]
+            cells = [
+                row[column]
+                for row in table.rows
+                if not row[0].text.startswith("Centralised") and row[column].tone != "mute"
+            ]
             ranked = sorted(
                 (cell for cell in cells if cell.value is not None), key=lambda cell: -float(cell.value or 0)
             )

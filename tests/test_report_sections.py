@@ -153,6 +153,32 @@ def test_page_shows_the_options_of_a_flower_partitioner(tmp_path: Path) -> None:
     assert "flwr:DirichletPartitioner, clients 10, alpha 0.125" in spoken(page(run))
 
 
+def test_domains_are_told_in_words(tmp_path: Path) -> None:
+    joined = [
+        {"name": "MNIST", "path": "data/mnist/train.parquet", "rows": [0, 99], "test_rows": [10, 19]},
+        {"name": "Digits", "source": "digits"},
+    ]
+    data = {"source": "domains", "domains": joined, "severity": 3, "spread": "copies"}
+    made = page(write_full_run(tmp_path / "a-0", Made(domains=("MNIST", "Digits"), settings={"data": data})))
+    said = spoken(made)
+    assert (
+        "Data: 2 domains: MNIST (mnist/train.parquet, rows 0 to 99, test rows 10 to 19), Digits (digits), size 16 \n"
+        in said
+    )
+    assert "Partition: domain, validation 0.1, test 0.1 \n" in said  # one client a domain, whatever the number there
+    settings = {row[0].text: row[1].text for row in grid(made, "settings-1").rows}
+    assert settings["data.domains"] == (
+        "name MNIST, path data/mnist/train.parquet, rows 0, 99, test_rows 10, 19; name Digits, source digits"
+    )
+
+
+def test_corruptions_and_shared_domains_are_told(tmp_path: Path) -> None:
+    tables = {"data": {"corruptions": ["fog"], "severity": 3}, "partition": {"kind": "domain", "parts": 2}}
+    said = spoken(page(write_full_run(tmp_path / "a-0", Made(settings=tables))))
+    assert "Data: digits, size 16, corruptions fog, severity 3 \n" in said
+    assert "Partition: domain, parts 2, alpha 0.5, validation 0.1, test 0.1 \n" in said
+
+
 def test_the_source_of_published_values_is_named_where_there_is_one(tmp_path: Path) -> None:
     plain, marked = (
         write_full_run(tmp_path / f"{name}-0", Made(settings=settings))
@@ -218,7 +244,7 @@ def test_an_accuracy_that_some_seeds_never_reach_has_no_mean(tmp_path: Path) -> 
 # --- several settings ----------------------------------------------------------------------------------------------------
 
 
-def test_results_have_a_column_for_each_setting_and_network(tmp_path: Path) -> None:
+def test_several_settings_and_networks_are_rows_under_each_setting(tmp_path: Path) -> None:
     made = {
         f"{method}{alpha}": Made(
             method=method,
@@ -229,18 +255,16 @@ def test_results_have_a_column_for_each_setting_and_network(tmp_path: Path) -> N
         for method in ("fedavg", "feddgm", "centralised")
     }
     table = grid(page(*write_comparison(tmp_path, made)), "results")
-    assert table.head == (
-        "Method",
-        "alpha 0.1: convnet",
-        "alpha 0.1: resnet18",
-        "alpha 0.5: convnet",
-        "alpha 0.5: resnet18",
-    )
-    assert [row[0].text for row in table.rows] == ["FedAvg", "FedDGM", "Centralised"]
-    assert [[cell.text == "–" for cell in row[1:]] for row in table.rows] == [
-        [False, True, False, True],
-        [False, False, False, False],
-        [False, True, False, True],
+    assert table.head == ("Setting", "Method", "convnet", "resnet18")
+    assert table.grouped
+    rows = ["FedAvg", "FedDGM", "Centralised, ceiling"]
+    assert [[cell.text for cell in row[:2]] for row in table.rows] == [
+        [alpha, row] for alpha in ("alpha 0.5", "alpha 0.1") for row in rows
+    ]
+    assert [[cell.text == "–" for cell in row[2:]] for row in table.rows] == 2 * [
+        [False, True],
+        [False, False],
+        [False, True],
     ]
 
 

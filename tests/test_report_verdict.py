@@ -38,7 +38,7 @@ def test_verdict_gives_nobody_the_best_of_several_draws(tmp_path: Path) -> None:
     ]
     said = sentence(*runs)
     assert "FedAvg leads with 70.0 %" in said
-    assert "10.0 points above FedDGM." in said
+    assert "10.0 points above FedDGM, though one seed tells no spread." in said
     assert said.endswith("Other models: resnet18 reaches 90.0 % with FedDGM; vgg11 reaches 80.0 % with FedDGM.")
 
 
@@ -125,6 +125,34 @@ def test_verdict_sees_no_lead_within_the_spread(tmp_path: Path) -> None:
         for seed, shift in enumerate((-0.04, 0.0, 0.04))
     ]
     assert "are level at" in sentence(*runs)
+
+
+def runs_of(place: Path, method: str, base: float, seeds: int, *, label: str = "") -> list[Path]:
+    return [
+        write_run(place / f"{label or method}-{seed}", method=method, seed=seed, curves={"m": [base + shift]})
+        for seed, shift in enumerate((-0.01, 0.0, 0.01)[:seeds])
+    ]
+
+
+@pytest.mark.parametrize(("first", "second", "unsure"), [(3, 3, False), (1, 1, True), (3, 1, True), (1, 3, True)])
+def test_verdict_says_that_one_seed_tells_no_spread(tmp_path: Path, first: int, second: int, unsure: bool) -> None:
+    said = sentence(*runs_of(tmp_path, "feddgm", 0.9, first), *runs_of(tmp_path, "fedavg", 0.5, second))
+    assert "FedDGM leads with" in said
+    assert said.endswith(", though one seed tells no spread.") == unsure
+
+
+def test_verdict_names_all_that_are_level_with_the_first_or_counts_them(tmp_path: Path) -> None:
+    bases = {"feddgm": 0.80, "fedavg": 0.799, "fedprox": 0.798, "feddm": 0.70}
+    runs = [run for method, base in bases.items() for run in runs_of(tmp_path, method, base, 3)]
+    assert sentence(*runs).endswith(
+        "FedDGM and FedAvg are level at 80.0 ± 1.0 % and 79.9 ± 1.0 % of the test images labelled correctly, "
+        "and so is FedProx with FedDGM."
+    )
+    more = {"fednova": 0.797, "scaffold": 0.796, "fedavgm": 0.795, "fedadam": 0.794, "moon": 0.793}
+    runs += [run for method, base in more.items() for run in runs_of(tmp_path, method, base, 3)]
+    assert sentence(*runs).endswith(
+        "labelled correctly, and so are FedProx, FedNova, SCAFFOLD, FedAvgM and 2 others with FedDGM."
+    )
 
 
 def test_verdict_says_when_fedavg_leads(tmp_path: Path) -> None:

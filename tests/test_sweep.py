@@ -413,6 +413,13 @@ def test_words_of_values():
     assert words("model", tables) == ["convnet-depth3", "convnet-depth5", "Wide"]
 
 
+def test_a_name_fits_a_file_system_and_has_no_blank():
+    first, second = apart(["a" * 300, "a" * 299 + "b"], ["my file", "other"])
+    assert max(len(first), len(second)) == 200
+    assert first.startswith("my_file-a")
+    assert second.startswith("other-a")
+
+
 def test_names_are_apart_whatever_the_file_system():
     assert apart(["a", "A", "b"], ["x", "y", "x"]) == ["x-a", "y-A", "b"]
     assert apart(["a", "a"], ["x", "x"]) == ["a", "a-2"]
@@ -474,3 +481,14 @@ def test_a_cells_experiment_is_its_files(write):
     (cell,) = read([file])
     assert cell.experiment == Experiment.read(file)
     assert tomllib.loads(cell.experiment.to_toml()) == tomllib.loads(file.read_text())
+
+
+def test_the_documented_file_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text()
+    (tmp_path / "sweep.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
+    cells = read([tmp_path / "sweep.toml"])
+    assert len(cells) == (2 * 2 + 2) * 3
+    assert "fedavg-alpha0.5-resnet18-0" in {cell.name for cell in cells}
+    assert [cell.name for cell in cells if cell.experiment.published.accuracy] == [
+        f"fedavg-alpha0.5-{network}-{seed}" for seed in (0, 1, 2) for network in ("convnet", "resnet18")
+    ]

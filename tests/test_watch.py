@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -115,13 +113,55 @@ def test_a_folder_without_a_run_is_refused_unless_it_is_to_be_waited_for(written
     run = tmp_path / "a"
     assert invoke(["watch", str(run)]) == 2
     assert capsys.readouterr().err == (
-        f"fedstill: {run} holds no run: there is no experiment.toml in it; --wait waits for it to begin\n"
+        f"fedstill: {run} holds no run: there is no experiment.toml in it, nor in a folder there; --wait waits for it to begin\n"
     )
     sleep, _ = steps(lambda: None, lambda: write_run(run))
     monkeypatch.setattr(time, "sleep", sleep)
     assert invoke(["watch", str(run), "--out", str(tmp_path / "page.html"), "--wait"]) == 0
     assert capsys.readouterr().err.startswith(f"waiting for {run}\n")
     assert len(written.asked) == 1
+
+
+def record(folder: Path, **states: str) -> None:
+    cells = [{"name": name, "state": state} for name, state in states.items()]
+    (folder / "sweep.json").write_text(json.dumps({"cells": cells}))
+
+
+def test_a_sweep_is_followed_until_all_its_cells_are_finished_that_do_not_fail(written, tmp_path):
+    out = tmp_path / "out"
+    write_run(out / "b")
+    record(out, b="finished", a="waiting", c="running")
+
+    def begins() -> None:
+        unfinished(out / "a")
+        unfinished(out / "c")
+
+    def fails() -> None:
+        record(out, b="finished", a="running", c="failed")
+        grow(out / "a")
+
+    sleep, _ = steps(begins, fails, lambda: finish(out / "a"))
+    follow([out], tmp_path / "page.html", every=5, sleep=sleep, say=lambda _: None)
+    assert written.asked == [(["b"], 5), (["b", "a", "c"], 5), (["b", "a", "c"], 5), (["b", "a", "c"], None)]
+
+
+def test_a_folder_of_runs_is_followed_until_they_are_finished(written, tmp_path):
+    runs = [unfinished(tmp_path / "out" / name) for name in ("a", "b")]
+    sleep, _ = steps(lambda: finish(runs[0]), lambda: finish(runs[1]))
+    follow([tmp_path / "out"], tmp_path / "page.html", every=5, sleep=sleep, say=lambda _: None)
+    assert [live for _, live in written.asked] == [5, 5, None]
+
+
+def test_of_many_runs_the_finished_ones_are_counted(written, tmp_path):
+    runs = [write_run(tmp_path / "out" / f"r{number}") for number in range(7)]
+    finish(runs[3], finished=False)
+    said: list[str] = []
+    sleep, _ = steps(lambda: finish(runs[3]))
+    follow([tmp_path / "out"], tmp_path / "page.html", every=5, sleep=sleep, say=said.append)
+    assert [line.partition("  ")[2] for line in said] == [
+        "6 of the 7 runs that have begun are finished",
+        "7 of the 7 runs that have begun are finished",
+    ]
 
 
 def test_ctrl_c_leaves_a_page_that_reloads_no_more(written, tmp_path, capsys, monkeypatch):
@@ -179,7 +219,6 @@ def test_ctrl_c_from_a_terminal_is_the_normal_end(tmp_path):
         time.sleep(0.05)
     assert 'http-equiv="refresh"' in page.read_text()
     time.sleep(0.5)  # it sleeps by then
-    os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    said = tiny.interrupt(process)
     assert (process.returncode, said.splitlines()[-1]) == (0, "no longer watching; the runs go on")
     assert 'http-equiv="refresh"' not in page.read_text()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +63,17 @@ def result(out: Path) -> dict[str, Any]:
     kept = ("models", "checkpoints", "synthetic")
     files = [path for folder in kept for path in sorted((out / folder).rglob("*")) if path.is_file()]
     return {"rows": rows(out)} | {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
+def interrupt(process: subprocess.Popen[str]) -> str:
+    """Ctrl-C as a terminal sends it, to all of the group; gives what is said on standard error.
+
+    Pressed again after a minute: Python drops an interrupt that arrives while it is in a destructor or a callback.
+    """
+    for _ in range(3):
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=60)[1]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    raise AssertionError("it does not stop")

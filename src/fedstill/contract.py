@@ -212,6 +212,24 @@ def _cohorts(algorithm: Algorithm) -> str | None:
     return None if all(len(part.cohort) == 2 for part in run) else "a cohort of 2 was not 2"
 
 
+def _scarce(algorithm: Algorithm) -> str | None:
+    sites = tiny_sites()
+    whole = sites["c00"].train
+    one_class = (whole.labels == whole.labels[0]).nonzero().flatten().tolist()
+    held = {"c01": whole.take([0]), "c02": whole.take(one_class), "c03": whole.take([])}
+    little = sites | {client: replace(sites[client], train=shard) for client, shard in held.items()}
+    run = _run(algorithm, LocalEngine(algorithm, little, _desk(), Memory()), until=2)
+    for part in run:
+        failed = {failure.client: failure.reason for failure in part.failures}
+        if why := next(
+            (f"{client} failed: {failed[client]}" for client in ("c00", "c01", "c02") if client in failed), None
+        ):
+            return why
+        if not part.aggregated:
+            return f"nothing came of round {part.number}"
+    return None
+
+
 def _safetensors(algorithm: Algorithm) -> str | None:
     state = _run(algorithm, _engine(algorithm), until=1)[-1].state
     for name, bundle in {"the state": state, "a broadcast": algorithm.broadcast(state, "c00")}.items():
@@ -271,6 +289,7 @@ CLAUSES: Mapping[str, Callable[[Algorithm], str | None]] = {
     "a repeated round is harmless": _repeat,
     "a missing client is a counted Failure": _absent,
     "a cohort may be a part of the clients": _cohorts,
+    "one image or one class is enough, and no image stops no other client": _scarce,
     "every Bundle survives safetensors": _safetensors,
     "models classify": _models,
     "scores are counts": _scores,

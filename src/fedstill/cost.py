@@ -24,6 +24,12 @@ __all__ = ["Cost", "estimate"]
 TIMED_STEPS = 3
 """Distillation steps in the longer of two timed tries; what both have in common (start, end, setting up) cancels."""
 
+MOST_TIMED_STEPS = 48
+"""The same where steps are so short that what else the machine does could hide them."""
+
+TELLING_SECONDS = 0.1
+"""A difference between two tries that is long enough to be told."""
+
 TIMED_IMAGES = 100
 """Images of a timed gradient, at most."""
 
@@ -178,12 +184,11 @@ def _timed_virtual(parts: Parts, settings: VirtualSettings, desk: Desk) -> float
     _, site = _middle(parts.sites)
 
     def timed(steps: int) -> float:
-        few = dataclasses.replace(settings, steps=min(steps, settings.steps))
+        few = dataclasses.replace(settings, steps=steps)
         return _seconds(lambda: own_set(few, site.train, Bundle(), parts.world, desk))
 
-    first = timed(1)
-    per_step = max(0.0, timed(TIMED_STEPS) - first) / (TIMED_STEPS - 1)
-    return len(parts.sites) * (first + per_step * max(0, settings.steps - 1))
+    first = timed(min(1, settings.steps))
+    return len(parts.sites) * (first + _per_step(timed) * max(0, settings.steps - 1))
 
 
 @dataclass(frozen=True)
@@ -243,6 +248,14 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def _per_step(timed: Callable[[int], float]) -> float:
+    """Seconds that one more step adds to ``timed``, which is told how many to take; short steps are timed in greater number."""
+    steps = TIMED_STEPS
+    while (added := timed(steps) - timed(1)) < TELLING_SECONDS and 4 * steps <= MOST_TIMED_STEPS:
+        steps *= 4
+    return max(0.0, added) / (steps - 1)
+
+
 def _timed_visit(algorithm: Algorithm, inbox: Bundle, site: Site, desk: Desk, *, epochs: int) -> float:
     """Seconds of a client's training, which has been warmed up."""
 
@@ -261,7 +274,7 @@ def _per_match(algorithm: Algorithm, inbox: Bundle, site: Site, desk: Desk) -> f
     def timed(steps: int) -> float:
         return _seconds(lambda: _shrunk(algorithm, match_steps=steps).local(inbox, site, Bundle(), desk))
 
-    return max(0.0, timed(TIMED_STEPS) - timed(1)) / (TIMED_STEPS - 1)
+    return _per_step(timed)
 
 
 @dataclass(frozen=True)
@@ -337,7 +350,7 @@ def _server(
     steps, epochs = (getattr(method, name, 0) for name in ("distill_steps", "global_epochs"))
     distil = first.get("distil", 0.0)
     if steps and "distil" in first:
-        per_step = max(0.0, timed([reply], distill_steps=TIMED_STEPS)["distil"] - distil) / (TIMED_STEPS - 1)
+        per_step = _per_step(lambda count: timed([reply], distill_steps=count)["distil"])
         distil += per_step * (steps - 1 + 2 * getattr(method, "conditioning", False))
     if "train" not in first:  # one set for all clients, or none
         fold = (first["server"] - first.get("distil", 0.0)) * asked

@@ -24,6 +24,7 @@ __all__ = [
     "SUMMARY",
     "TRACKING",
     "check",
+    "check_place",
     "clear",
     "locked",
     "remove",
@@ -63,14 +64,27 @@ def resume_command(out: Path) -> str:
     return f"fedstill resume {out}"
 
 
+def check_place(out: Path) -> None:
+    """That a folder may be at ``out``.
+
+    Raises:
+        InputError: it is a file, or the system takes no such name.
+    """
+    try:
+        there = out.exists()
+    except OSError as error:
+        raise InputError(f"{out} cannot be a folder ({error.strerror}): give another --out") from error
+    if there and not out.is_dir():
+        raise InputError(f"{out} is a file: give a folder with --out")
+
+
 def check(out: Path, *, resume: bool, overwrite: bool) -> None:
     """That a run may begin in ``out``, be continued there, or take the place of the one that it holds.
 
     Raises:
         InputError: it may not; the sentence says what to do instead.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file: give a folder with --out")
+    check_place(out)
     if not (out / EXPERIMENT).exists():
         if resume:
             raise InputError(f"{out} holds no run to resume: there is no {EXPERIMENT} in it")

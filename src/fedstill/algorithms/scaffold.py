@@ -6,7 +6,10 @@
     server:  x ← x + η_g / |S| Σ_{i ∈ S} Δy_i,     c ← c + (|S| / N) · 1 / |S| Σ_{i ∈ S} Δc_i
 
 Symbols: x, y ``model``; c, Δc ``control``; η_l ``lr``, η_g ``server_lr``, N ``clients`` (all there are, not the cohort). c_i and
-c begin at zero. Clients count equally, however many images they hold: the paper's objective is their plain mean.
+c begin at zero. Clients count equally, however many images they hold: the paper's objective is their plain mean. Where sizes
+are very unequal that is another objective than FedAvg's, and a client of ten images moves the model as far as one of a thousand:
+``weighting = "examples"`` puts n_i / Σ_S n_i for both 1 / |S|. c is then the mean of the c_i by images where all clients take
+part, and near it where some do.
 
 The correction is the loss term ⟨c − c_i, y⟩, whose gradient it is. Decay is then part of the loss and of the controls, as it
 should be. Momentum ρ, which the paper does not have, smooths the correction with the gradient; K steps then add up ‖a‖₁
@@ -23,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -56,6 +59,10 @@ class Scaffold:
     ] = 0.0
     decay: Decay = 1e-5
     norms: Norms = "average"
+    weighting: Annotated[
+        Literal["equal", "examples"],
+        Field(description="of clients in both means: equal [paper], or by their images"),
+    ] = "equal"
 
     def init(self, clients: Sequence[str], desk: Desk) -> Bundle:
         state = FedAvg.of(self).init(clients, desk)
@@ -95,8 +102,9 @@ class Scaffold:
         clients: dict[str, dict[str, Any]] = {}
         sieve = Sieve(replies, {"model": start, "control": control})
         for reply in sieve:
-            models.add(reply.bundle.groups["model"], 1.0)
-            changes.add(reply.bundle.groups["control"], 1.0)
+            weight = reply.bundle.numbers["examples"] if self.weighting == "examples" else 1.0
+            models.add(reply.bundle.groups["model"], weight)
+            changes.add(reply.bundle.groups["control"], weight)
             clients[reply.client] = figures(reply.bundle)
         if not clients:
             return Outcome(state, {"clients": clients}, sieve.failures)

@@ -70,7 +70,8 @@ def sweep(
         typer.echo(f"fedstill: {each.cell.name}: {each.why}{log}", err=True)
     if done.failed:
         count, of = len(done.failed), len(done.ended)
-        raise RunError(f"{count} of {of} cells failed; the others are kept, and the same command tries it again")
+        them = "it" if count == 1 else "them"
+        raise RunError(f"{count} of {of} cells failed; the others are kept, and the same command tries {them} again")
     if not quiet and not as_json:
         _say_done(done)
 
@@ -125,6 +126,10 @@ def _dry_run(cells: Sequence[Cell], out: Path, *, jobs: int | None, as_json: boo
 def _say_bill(found: Bill) -> None:
     from fedstill.cli.cells import plan_text
 
+    cells = f"{found.cells} {'cell' if found.cells == 1 else 'cells'}"
+    if not found.items:
+        typer.echo(f"{cells}, all finished")
+        return
     say_table(
         "what is left",
         ["setting", "", "cells", "rounds", "a cell", "memory"],
@@ -142,6 +147,6 @@ def _say_bill(found: Bill) -> None:
     )
     before = f", {found.finished} of them finished" if found.finished else ""
     rounds = sum(item.rounds for item in found.items)
-    typer.echo(f"{found.cells} cells{before}; {rounds} rounds left")
+    typer.echo(f"{cells}{before}; {rounds} rounds left")
     typer.echo(plan_text(found.plan))
     typer.echo(f"longest cell about {seconds_text(found.longest)}; all about {seconds_text(found.seconds)}")

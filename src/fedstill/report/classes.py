@@ -15,6 +15,7 @@ __all__ = ["classes"]
 _WIDE = 30  # classes that stand side by side
 _MATRIX = 40  # classes whose confusion is drawn; of more, the pairs most often confused are named
 _PAIRS = 20
+_MANY = 6  # folds that a reader finds at a glance
 
 
 def classes(lines: Sequence[Series]) -> Section | None:
@@ -24,8 +25,13 @@ def classes(lines: Sequence[Series]) -> Section | None:
     if scored:
         table = _per_class(scored)
         blocks.append(table if len(table.rows) <= _WIDE else Folded(table.title, (table,)))
-    for number, each in enumerate(lines, start=1):
-        blocks += _confusion(f"confusion-{number}", each)
+    confusions = [
+        block for number, each in enumerate(lines, start=1) for block in _confusion(f"confusion-{number}", each)
+    ]
+    many = len(confusions) > _MANY
+    blocks += (
+        [Folded(f"What each of {len(confusions)} models takes for what", tuple(confusions))] if many else confusions
+    )
     return Section("classes", "By class", tuple(blocks)) if blocks else None
 
 

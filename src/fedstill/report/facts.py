@@ -11,6 +11,7 @@ from fedstill.generators import PRIORS
 from fedstill.report import cells, words
 from fedstill.report.groups import Group, flatten, title
 from fedstill.report.parts import Facts, Folded, Grid, Section
+from fedstill.report.reading import as_list
 from fedstill.report.runs import Run
 
 __all__ = ["facts", "mismatch", "owners"]
@@ -76,8 +77,24 @@ def _data(run: Run) -> str:
     table = run.settings.get("data")
     if not isinstance(table, Mapping):
         return ""
-    # which column of a file holds what says nothing about the data
-    return _options({key: value for key, value in table.items() if not key.endswith("_column")}, "source")
+    # which column of a file holds what says nothing about the data, nor how images would be corrupted that are not
+    idle = () if table.get("corruptions") else ("severity", "spread", "frost")
+    told = {key: value for key, value in table.items() if not key.endswith("_column") and key not in idle}
+    if not (domains := [each for each in as_list(table.get("domains")) if isinstance(each, Mapping)]):
+        return _options(told, "source")
+    joined = f"{len(domains)} domains: {', '.join(map(_domain, domains))}"
+    rest = _options({key: value for key, value in told.items() if key not in ("source", "domains")}, "")
+    return f"{joined}{rest}"
+
+
+def _domain(table: Mapping[str, Any]) -> str:
+    """``MNIST (mnist/train.parquet, rows 0 to 7437)``: the end of a path tells files apart; all of it is in the settings."""
+    path = "/".join(Path(str(table["path"])).parts[-2:]) if table.get("path") else str(table.get("source", ""))
+    parts = [path] if path else []
+    for key, name in (("rows", "rows"), ("test_rows", "test rows")):
+        if len(ends := as_list(table.get(key))) == 2:
+            parts.append(f"{name} {ends[0]} to {ends[1]}")
+    return f"{table.get('name', _UNKNOWN)}" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _options(table: Any, first: str) -> str:
@@ -94,7 +111,10 @@ def _partition(run: Run) -> str:
     kind = str(table.get("kind", ""))
     # each scheme reads some of the settings; the others would only mislead here
     used = {"dirichlet": ("alpha", "min_size"), "kshard": ("shards",), "kclass": ("classes",)}
-    keys = ("clients", *used.get(kind, ()), "validation", "test")
+    if kind == "domain":
+        keys = (*(("parts", "alpha", "min_size") if table.get("parts", 1) != 1 else ()), "validation", "test")
+    else:
+        keys = ("clients", *used.get(kind, ()), "validation", "test")
     own = table.get("options")
     shown = {key: table[key] for key in keys if key in table} | (dict(own) if isinstance(own, Mapping) else {})
     return _options({"kind": kind, **shown}, "kind")
@@ -135,7 +155,13 @@ def _telling(value: Any) -> bool:
 
 
 def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ("; " if any(isinstance(each, Mapping) for each in value) else ", ").join(map(_plain, value))
+    return (
+        ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+        if isinstance(value, Mapping)
+        else str(value)
+    )
 
 
 def _wall(runs: Sequence[Run]) -> str:

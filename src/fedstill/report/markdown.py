@@ -31,7 +31,7 @@ def _line(cells: Iterable[str]) -> str:
 
 def _cell(cell: Cell) -> str:
     text = _plain(cell.text)
-    if not text:
+    if not text or cell.value is None:
         return text
     return f"**{text}**" if cell.tone == "best" else f"*{text}*" if cell.tone == "mute" else text
 
@@ -39,4 +39,4 @@ def _cell(cell: Cell) -> str:
 def _plain(text: str) -> str:
     """On one line, and with every character that means something to Markdown made to mean itself."""
     single = " ".join(text.replace(_GAP, " ").split())
-    return re.sub(r"([\\`*_\[\]<>|~#])", r"\\\1", single)
+    return re.sub(r"([\\`*_\[\]<>|~#&$])", r"\\\1", single)

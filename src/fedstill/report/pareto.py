@@ -13,7 +13,9 @@ from fedstill.report.series import Series, legend
 
 __all__ = ["front", "pareto"]
 
-_NAMED = 16  # points whose names have room beside them; of more, a legend names them
+_NAMED = (
+    8  # points whose names have room beside them; of more, which crowd where methods are alike, a legend names them
+)
 
 
 def pareto(lines: Sequence[Series]) -> Section | None:

@@ -183,7 +183,7 @@ def _read(path: Path) -> tuple[_Set, ...] | None:
                 sets.append(_Set(client, labels, (shape[1], shape[2], shape[3])))
     except (SafetensorError, OSError, ValueError, TypeError):
         return None
-    return tuple(sets) or None
+    return tuple(sorted(sets, key=lambda one: one.client)) or None
 
 
 def _rows(labels: NDArray[Any]) -> NDArray[np.int64] | None:

@@ -194,7 +194,9 @@ class _Table:
         places = [(setting, name) for setting in self.layout.settings for name in names]
         columns = [self._column(self.rows, *place) for place in places]
         heads = [self.called(*place) for place in places]
-        return self._grid("results", "Accuracy by method and setting", heads, {"": (self.rows, columns)})
+        by = "setting" if len(self.layout.settings) > 1 else "network" if len(self.networks) > 1 else ""
+        title = f"Accuracy by method{f' and {by}' if by else ''}"
+        return self._grid("results", title, heads, {"": (self.rows, columns)})
 
     def by_setting(self) -> Grid:
         """Rows by setting, and a column for each network."""

@@ -34,6 +34,7 @@ NEAR = 0.02
 BETTER, LEVEL, ALMOST, LESS = "does better", "is level", "does almost as well", "does less well"
 _COMPARED = (BETTER, LEVEL, ALMOST, LESS)
 
+_NAMED = 4  # methods beside the first two that a sentence names
 _MOST = 8  # results on other networks that a sentence lists
 
 
@@ -100,10 +101,20 @@ def _first(contenders: Sequence[_Score]) -> str:
         return f"{group.label} reaches {percent(point)} {correct}, with no other method beside it"
     second, below = others[0]
     if not differ(point, below):
-        return f"{group.label} and {second.label} are level at {percent(point)} and {percent(below)} {correct}"
+        also = [other.group.label for other in others[1:] if not differ(point, other.point)]
+        text = f"{group.label} and {second.label} are level at {percent(point)} and {percent(below)} {correct}"
+        return f"{text}, and {_few(also)} with {group.label}" if also else text
+    unsure = ", though one seed tells no spread" if point.spread is None or below.spread is None else ""
     return (
         f"{group.label} leads with {percent(point)} {correct}, {points(point.mean - below.mean)} above {second.label}"
+        f"{unsure}"
     )
+
+
+def _few(names: list[str]) -> str:
+    """``so is a``; of many, some: ``so are a, b, c and 4 others``."""
+    told = names if len(names) <= _NAMED + 1 else [*names[:_NAMED], f"{len(names) - _NAMED} others"]
+    return f"so {'is' if len(names) == 1 else 'are'} {listed(told)}"
 
 
 def _others(groups: Sequence[Group], alike: Sequence[Group], last: int) -> Iterator[str]:

@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 if TYPE_CHECKING:
@@ -106,13 +107,15 @@ def _do(job: Job, voice: _Voice) -> int:
             drive(experiment, out=job["out"], resume=job["resume"], reporter=voice)
             voice.say("done")
     except FedstillError as error:
-        sys.stderr.write(f"fedstill: {error}\n")
         voice.say("failed", why=str(error))
+        with suppress(OSError):  # a full disk has no room for the log either
+            sys.stderr.write(f"fedstill: {error}\n")
         return error.exit_code
     except Exception as error:
-        traceback.print_exc()
         first = (str(error).splitlines() or [""])[0]
-        voice.say("failed", why=f"{type(error).__name__}: {first}" if first else type(error).__name__, defect=True)
+        voice.say("failed", why=f"{type(error).__name__}: {first}" if first else type(error).__name__)
+        with suppress(OSError):
+            traceback.print_exc()
         return 1
     return 0
 

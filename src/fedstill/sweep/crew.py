@@ -163,7 +163,7 @@ class Crew:
         self.held[cell.name] = look(self.out / cell.name, cell.experiment)
         failure = None if at_work.finished and code == 0 else at_work.failure or why(code)
         log = at_work.process.log
-        if not log.stat().st_size:
+        if log.exists() and not log.stat().st_size:
             log.unlink()
         ended = outcome(cell, self.out, self.held[cell.name], failure=failure, log=log if log.exists() else None)
         self.ended[cell.name] = ended

@@ -15,7 +15,7 @@ from fedstill.sweep.forecast import makespan
 from fedstill.sweep.grid import Cell
 from fedstill.sweep.machine import Plan, plan_for
 from fedstill.sweep.process import Heard, Process, job, stop, why
-from fedstill.sweep.state import Held, look
+from fedstill.sweep.state import Held, check_files, check_prior, look
 
 __all__ = ["Bill", "Item", "as_run", "bill", "estimate"]
 
@@ -80,6 +80,7 @@ def bill(cells: Sequence[Cell], out: Path, *, jobs: int | None, told: Callable[[
     """
     held = {cell.name: look(out / cell.name, cell.experiment) for cell in cells}
     todo = [cell for cell in cells if not held[cell.name].finished]
+    _check_files(todo)  # before minutes are spent on those that have theirs
     alone = plan_for(todo, jobs=jobs, need=None)  # what a cell takes is not known yet
     items: dict[str, Item] = {}
     for group, its in _groups(todo).items():
@@ -127,6 +128,15 @@ def estimate(experiment: Experiment) -> dict[str, Any]:
     if "failed" in found:
         raise (InputError if message["code"] == InputError.exit_code else RunError)(found["failed"]["why"])
     raise RunError(why(message["code"]))
+
+
+def _check_files(cells: Sequence[Cell]) -> None:
+    for cell in cells:
+        try:
+            check_files(cell.experiment)
+            check_prior(cell.experiment)
+        except InputError as error:
+            raise InputError(f"{cell.name}: {error}") from error
 
 
 def _groups(cells: Sequence[Cell]) -> dict[str, list[Cell]]:

@@ -12,6 +12,7 @@ LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,47}")
 """What a method may be called."""
 
 _LONGEST = 40  # characters of a word
+_WHOLE = 200  # of a name; a seed and an ending are yet to come, and most file systems end at 255
 
 
 def words(key: str, values: Sequence[Any]) -> list[str]:
@@ -30,13 +31,16 @@ def words(key: str, values: Sequence[Any]) -> list[str]:
 def apart(names: Sequence[str], origins: Sequence[str]) -> list[str]:
     """``names``, no two alike, not even where a file system makes no difference between ``A`` and ``a``.
 
-    Those that would be the same begin with where they come from, where that helps; else they are numbered.
+    Those that would be the same begin with where they come from, where that helps; else they are numbered. What is too long
+    for a folder is cut.
     """
-    counts = _counts(names)
+    short = [name[:_WHOLE] for name in names]
+    counts = _counts(short)
     longer = [
-        f"{origin}-{name}" if counts[name.lower()] > 1 else name for name, origin in zip(names, origins, strict=True)
+        f"{_word(origin)}-{name}"[:_WHOLE] if counts[name.lower()] > 1 else name
+        for name, origin in zip(short, origins, strict=True)
     ]
-    found = longer if max(_counts(longer).values(), default=1) == 1 else list(names)
+    found = longer if max(_counts(longer).values(), default=1) == 1 else short
     taken: set[str] = set()
     for index, name in enumerate(found):
         number = 2

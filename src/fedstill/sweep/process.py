@@ -83,7 +83,9 @@ class Process:
                     pass_fds=tuple(keeps),
                 )
         except OSError as error:
-            raise RunError(f"cannot begin a process for {name}: {error.strerror or error}") from error
+            raise RunError(
+                f"cannot begin a process for {name} with the log {log}: {error.strerror or error}"
+            ) from error
         self._listener = threading.Thread(target=self._listen, args=(hear,), daemon=True, name=f"hears {name}")
         self._listener.start()
         self._send(json.dumps(job).encode() + b"\n")

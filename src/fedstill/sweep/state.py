@@ -18,7 +18,7 @@ from fedstill.folder import EXPERIMENT, METRICS, SUMMARY, locked
 from fedstill.output import whole_lines
 from fedstill.settings import read_toml
 
-__all__ = ["Held", "check_files", "look", "refresh"]
+__all__ = ["Held", "check_files", "check_prior", "look", "refresh"]
 
 _PHASES = ("clients", "server", "evaluate")  # whose times make up a round's
 _NOT_FILES = ("hub", "digits")
@@ -52,30 +52,29 @@ def look(out: Path, experiment: Experiment) -> Held:
     """What ``out`` holds of the run of ``experiment``, by its files alone: no data are loaded.
 
     Raises:
-        InputError: it holds a run of other settings, one of more rounds, or something that is no run.
+        InputError: it holds a run of other settings, one of more rounds, one whose ``metrics.jsonl`` is damaged, or something
+            that is no run.
     """
     if not (out / EXPERIMENT).exists():
         folder.check(out, resume=False, overwrite=False)
         return Held()
     _compare(out, Experiment.read(out / EXPERIMENT), experiment)
-    summary = _summary(out)
-    rows = [json.loads(line) for line in whole_lines(out / METRICS)]
-    last = rows[-1] if rows else {}
-    rounds = int(summary.get("rounds", 0))
+    summary, rows = _summary(out), _rows(out)
+    rounds = summary.get("rounds", 0)
     if rounds > experiment.rounds:
         raise InputError(
             f"{out} has {rounds} rounds behind it, and {experiment.rounds} are asked for: ask for {rounds} or more, or give "
             "another --out"
         )
-    spent = [row.get("cpu_seconds") for row in rows]
+    spent = [row["cpu_seconds"] for row in rows]
     return Held(
         begun=True,
         finished=summary.get("finished") is True and rounds == experiment.rounds,
         rounds=rounds,
-        accuracy=last.get("accuracy", {}),
-        seconds=sum(row["seconds"].get(phase, 0.0) for row in rows for phase in _PHASES),
+        accuracy=rows[-1]["accuracy"] if rows else {},
+        seconds=sum(row["seconds"] for row in rows),
         cpu_seconds=None if None in spent else sum(spent),
-        peak_memory=max((row["peak_memory"] for row in rows if row.get("peak_memory")), default=None),
+        peak_memory=max((row["peak_memory"] for row in rows if row["peak_memory"]), default=None),
     )
 
 
@@ -94,7 +93,7 @@ def refresh(out: Path, experiment: Experiment, *, note: Callable[[str], None]) -
 
 
 def check_files(experiment: Experiment) -> None:
-    """That the files are there that the experiment names, so that not every cell has to say so.
+    """That the files of its data are there, so that not every cell has to say so.
 
     Raises:
         InputError: one is missing.
@@ -107,6 +106,14 @@ def check_files(experiment: Experiment) -> None:
             if text is not None and place.source not in _NOT_FILES and ":" not in place.source:
                 where = f"data.{key}" if place is data else f"data.domains '{getattr(place, 'name', '')}': {key}"
                 existing(text, where, f"what data.source = '{place.source}' reads")
+
+
+def check_prior(experiment: Experiment) -> None:
+    """That the file of its prior is there, if it has one.
+
+    Raises:
+        InputError: it is missing.
+    """
     generator = getattr(experiment.algorithm.options, "generator", None)
     if isinstance(generator, str) and generator.endswith(".safetensors"):
         existing(generator, "algorithm.generator", "a prior, such as 'fedstill prior train' makes")
@@ -127,5 +134,22 @@ def _summary(out: Path) -> Mapping[str, Any]:
     try:
         summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # it is written after every round: without it, the run goes on from its checkpoint
-    return summary if isinstance(summary, Mapping) else {}
+        summary = None
+    # it is written after every round: without it, the run goes on from its checkpoint
+    return summary if isinstance(summary, Mapping) and isinstance(summary.get("rounds"), int) else {}
+
+
+def _rows(out: Path) -> list[dict[str, Any]]:
+    """What is asked for of every round."""
+    try:
+        return [
+            {
+                "accuracy": row["accuracy"],
+                "seconds": sum(row["seconds"].get(phase, 0.0) for phase in _PHASES),
+                "cpu_seconds": row.get("cpu_seconds"),
+                "peak_memory": row.get("peak_memory"),
+            }
+            for row in map(json.loads, whole_lines(out / METRICS))
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{out / METRICS} is damaged: remove {out} to run it anew, or give another --out") from error

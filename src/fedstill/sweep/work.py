@@ -6,6 +6,7 @@ What is left in the folder of a sweep:
     logs/<cell>.log    what a cell wrote that is no result: the traceback of a failure, warnings
     report.html        the page of all runs
     sweep.json         the cells with their state, and what the whole has taken
+    table.md           the table of results
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedstill.errors import FedstillError, InputError
-from fedstill.folder import EXPERIMENT, REPORT, locked
+from fedstill.folder import EXPERIMENT, REPORT, check_place, locked
 from fedstill.sweep import record
 from fedstill.sweep.crew import Crew, outcome
 from fedstill.sweep.estimate import as_run, estimate
 from fedstill.sweep.grid import Cell
 from fedstill.sweep.hearing import Deaf, Ended, Listener, Opening
 from fedstill.sweep.machine import Plan, plan_for
-from fedstill.sweep.state import Held, check_files, look, refresh
+from fedstill.sweep.state import Held, check_files, check_prior, look, refresh
 
 __all__ = ["Done", "work"]
 
+TABLE = "table.md"
 CELLS = ".cells"
 """The lock that every cell's process holds until it ends: those of a killed sweep are waited for."""
 
@@ -62,6 +64,7 @@ def work(cells: Sequence[Cell], out: str | Path, *, jobs: int | None = None, hea
 
     A cell that is finished is not run again: only what is published of it is written anew. One that was interrupted goes on,
     and so does one of which more rounds are asked for. A cell that fails does not stop the others; the same call tries it again.
+    One whose prior is missing fails so, which is said before.
 
     Args:
         cells: of :func:`fedstill.sweep.read`.
@@ -72,7 +75,7 @@ def work(cells: Sequence[Cell], out: str | Path, *, jobs: int | None = None, hea
 
     Raises:
         InputError: before anything is run: ``out`` is no folder for a sweep, or another one is at work there; a cell's folder
-            holds a run of other settings; a file or a device is missing.
+            holds a run of other settings; data or a device are missing.
         RunError: the disk refuses a file, or the system a process. What was run is kept.
     """
     out, hear = Path(out), hear or Deaf()
@@ -88,6 +91,7 @@ def work(cells: Sequence[Cell], out: str | Path, *, jobs: int | None = None, hea
         held = {cell.name: look(out / cell.name, cell.experiment) for cell in cells}
         todo = [cell for cell in cells if not held[cell.name].finished]
         _check_all_files(todo)
+        _tell_missing_priors(todo, hear)
         kept = [outcome(cell, out, held[cell.name], kept=True) for cell in cells if held[cell.name].finished]
         for each in kept:
             refresh(each.out, each.cell.experiment, note=hear.note)
@@ -112,30 +116,39 @@ def work(cells: Sequence[Cell], out: str | Path, *, jobs: int | None = None, hea
             with closing(crew.work()) as ending:
                 for _ in ending:
                     write()
-            page = _page(cells, out)
+            begun = _publish(cells, out)
         finally:
             spent = write()
-    return Done(out, tuple(crew.ended[cell.name] for cell in cells), page, None, spent.wall, spent.cpu)
+    ended = tuple(crew.ended[cell.name] for cell in cells)
+    page, table = (out / REPORT, out / TABLE) if begun else (None, None)
+    return Done(out, ended, page, table, spent.wall, spent.cpu)
 
 
 def _check(cells: Sequence[Cell], out: Path) -> None:
     if not cells:
         raise InputError("a sweep needs at least one cell")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file: give a folder with --out")
+    check_place(out)
     if (out / EXPERIMENT).exists():
         raise InputError(f"{out} holds a run, and a sweep's folder holds a folder a run: give another --out")
 
 
 def _check_all_files(cells: Sequence[Cell]) -> None:
-    first: dict[str, Cell] = {}
     for cell in cells:
-        first.setdefault(repr((cell.experiment.data, cell.experiment.algorithm.options)), cell)
-    for cell in first.values():
         try:
             check_files(cell.experiment)
         except InputError as error:
             raise InputError(f"{cell.name}: {error}") from error
+
+
+def _tell_missing_priors(cells: Sequence[Cell], hear: Listener) -> None:
+    told: set[str] = set()
+    for cell in cells:
+        try:
+            check_prior(cell.experiment)
+        except InputError as error:
+            if str(error) not in told:
+                told.add(str(error))
+                hear.note(f"{error}; cells that need it fail until it is there, the others are run", cell)
 
 
 def _plan(todo: Sequence[Cell], held: dict[str, Held], jobs: int | None, hear: Listener) -> Plan:
@@ -153,12 +166,12 @@ def _plan(todo: Sequence[Cell], held: dict[str, Held], jobs: int | None, hear: L
     return plan_for(todo, jobs=jobs, need=need)
 
 
-def _page(cells: Sequence[Cell], out: Path) -> Path | None:
-    """The page of all runs that have begun."""
-    from fedstill.report import write_report  # it draws: matplotlib is slow to import
+def _publish(cells: Sequence[Cell], out: Path) -> bool:
+    """The page and the table of all runs that have begun; whether there is one."""
+    from fedstill.report import write_markdown, write_report  # they draw: matplotlib is slow to import
 
-    runs = [folder for cell in cells if (folder := out / cell.name / EXPERIMENT).exists()]
-    if not runs:
-        return None
-    write_report([run.parent for run in runs], out / REPORT)
-    return out / REPORT
+    runs = [out / cell.name for cell in cells if (out / cell.name / EXPERIMENT).exists()]
+    if runs:
+        write_report(runs, out / REPORT)
+        write_markdown(runs, out / TABLE)
+    return bool(runs)

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fedstill.report.figures.looks import (
-    WIDE,
     WIDTH,
     Theme,
     hue,
@@ -29,7 +28,6 @@ from fedstill.report.parts import Axis, Scatter, Trace
 
 __all__ = ["draw_scatter"]
 
-_CROWD = 8  # names, from which they need the whole width
 _MANY = 500  # points
 _SIZE = 7.5  # points, of a name
 
@@ -46,8 +44,7 @@ class _Named:
 
 def draw_scatter(chart: Scatter, theme: Theme) -> tuple[Figure, Axes, list[Track]]:
     """The figure, and what a pointer is told; a point that has no place on an axis is left out."""
-    wide = chart.named and len(chart.traces) > _CROWD
-    figure, axes = sheet(theme, width=WIDE if wide else WIDTH, height=3.0 if chart.named and not wide else 3.6)
+    figure, axes = sheet(theme, width=WIDTH, height=3.0 if chart.named else 3.6)
     kept = [(trace, _points(chart, trace)) for trace in chart.traces]
     kept = [(trace, points) for trace, points in kept if points]
     size = 6.5 if chart.named else 4.0 if sum(len(points) for _, points in kept) < _MANY else 2.6
