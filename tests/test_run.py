@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import tomllib
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from fedstill.evaluate.scoring import ClientScore, ClientScores
 from fedstill.experiment import Experiment
 from fedstill.metrics import metrics_row
 from fedstill.output import thinned
+from fedstill.reporter import Silent
 from fedstill.rounds import Round
 from fedstill.run import drive
 from fedstill.scores import Scores, score
@@ -378,3 +380,31 @@ def test_bytes_in_total_are_those_of_a_round_times_the_rounds():
     cost = estimate(tiny.experiment(rounds=7))
     assert cost.total_bytes == 7 * (cost.bytes_up + cost.bytes_down + cost.bytes_scoring)
     assert json.loads(json.dumps(cost.to_json()))["total_bytes"] == cost.total_bytes
+
+
+class Pressed:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+class Pressing(Silent):
+    """Ctrl-C comes once, where Python drops it: as an object is removed."""
+
+    def __init__(self):
+        self.times = 0
+
+    def progress(self, phase, done, total):
+        if self.times == 0:
+            self.times = 1
+            Pressed()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_lost_ctrl_c_stops_the_run_all_the_same(tmp_path, workers):
+    hear = Pressing()
+    with pytest.raises(KeyboardInterrupt):
+        drive(tiny.experiment(engine={"workers": workers}), out=tmp_path, reporter=hear)
+    assert hear.times == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert drive(tiny.experiment(), out=tmp_path, resume=True).accuracy

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from fedstill.models.files import save_model
 from fedstill.output import append_line, save_synthetic, whole_lines
 from fedstill.reporter import Ending, Opening, Reporter, Silent
 from fedstill.rounds import Desk, Failure, Round, rounds, serial
-from fedstill.runtime import Processes, describe, pick_device, prepared
+from fedstill.runtime import Processes, describe, interrupts, pick_device, prepared
 from fedstill.seeds import Seed
 from fedstill.settings import read_toml
 from fedstill.trackers import tracked
@@ -101,9 +101,10 @@ def _recorded(record: _Record, hear: Reporter, *, resume: bool, overwrite: bool)
     hear.opening(Opening(experiment, out, tuple(record.rows), experiment.rounds, record.parts.data.skipped))
     ending: Ending = "failed"
     try:
-        for row, left in _work(record, state, done, hear):
-            done = row["round"]
-            hear.row(row, left=left)
+        with interrupts() as check:
+            for row, left in _work(record, state, done, hear, check):
+                done = row["round"]
+                hear.row(row, left=left)
         finished = record.finish()
         ending = "finished"
         return finished
@@ -132,16 +133,23 @@ def _exhausted(error: MemoryError | RuntimeError) -> str | None:
     return None
 
 
-def _work(record: _Record, state: Bundle, done: int, hear: Reporter) -> Iterator[tuple[dict[str, Any], float]]:
-    """Each round's line, and the seconds left."""
+def _work(
+    record: _Record, state: Bundle, done: int, hear: Reporter, check: Callable[[], None]
+) -> Iterator[tuple[dict[str, Any], float]]:
+    """Each round's line, and the seconds left; ``check`` is called at every sign of progress."""
     experiment, parts, device = record.experiment, record.parts, record.device
     workers = experiment.engine.workers
     processes = Processes(workers, experiment.threads) if workers > 1 else None
+
+    def progress(phase: str, done: int, total: int) -> None:
+        check()
+        hear.progress(phase, done, total)
+
     desk = Desk(
         Seed.root(experiment.seed).at("run"),
         device=device,
         map=processes or serial,
-        progress=hear.progress,
+        progress=progress,
     )
     engine = LocalEngine(parts.algorithm, parts.sites, desk, record.memory)
     began = time.perf_counter()

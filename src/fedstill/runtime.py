@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import FrameType
 from typing import Any, TypeVar
 
 from fedstill.errors import InputError
 
-__all__ = ["Processes", "describe", "peak_memory", "pick_device", "prepare", "prepared"]
+__all__ = ["Processes", "describe", "interrupts", "peak_memory", "pick_device", "prepare", "prepared"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -66,6 +67,35 @@ def prepared(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(held)
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], None]]:
+    """Gives a check for a Ctrl-C that was lost: it raises the KeyboardInterrupt again.
+
+    Python drops an exception that a destructor or a callback raises, and a Ctrl-C is raised wherever the process happens to be.
+    Whoever answers Ctrl-C in a way of their own is left to it.
+    """
+    main = threading.current_thread() is threading.main_thread()  # which alone may say what a signal does
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: None
+        return
+    pressed = False
+
+    def press(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.default_int_handler(number, frame)
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _tune_malloc() -> None:
