@@ -23,7 +23,7 @@ from fedstill.evaluate.distilled import change, compare_distilled, place_distill
 from fedstill.evaluate.features import pixel_space
 from fedstill.evaluation import Asked, evaluate_run
 from fedstill.report.distilled import told
-from fedstill.report.evaluated import Change, read_evaluated
+from fedstill.report.evaluated import Change, Distilled, Side, read_evaluated
 from fedstill.report.figures.heat import span
 from fedstill.report.page import build
 from fedstill.report.parts import Heat, charts, grids
@@ -136,6 +136,22 @@ def test_who_has_too_few_is_left_out_and_named():
     assert compared(train, held, {client: shard.take(range(10)) for client, shard in own.items()})["images"] == 10
 
 
+def mirrored(half):
+    """Each image and its negative: no independent draws, and their mean is that of N(0, I)."""
+    images, labels = torch.cat([half.images, -half.images]), half.labels.repeat(2)
+    return Shard(images, labels, half.classes, half.normalisation)
+
+
+def test_images_whose_mean_is_right_seem_nearer_by_no_more_than_the_slack():
+    train, held = world(400, shift=0.0)
+    found = [
+        compared(train, held, {client: mirrored(train.take(rows[at : at + 10])) for client, rows in held.items()})
+        for at in range(0, 200, 10)
+    ]
+    low, slack = np.mean([(each["change"]["after"], each["slack"]) for each in found], axis=0)
+    assert -slack < low < -0.2 * slack
+
+
 # --- the mean over pairs ----------------------------------------------------------------------------------------------
 
 
@@ -219,6 +235,7 @@ def test_a_run_on_virtual_images_is_measured_on_both_sides(run):
     assert missing == []
     assert read.virtual is not None
     assert read.virtual.change.difference == virtual["change"]["difference"]
+    assert read.virtual.slack == virtual["slack"] > 0
     assert read.virtual.after.squared[0][1] == virtual["after"]["squared"][0][1]
     assert read.virtual_tsne is not None
     assert len(read.virtual_tsne.points) == 72
@@ -301,14 +318,28 @@ def test_the_page_shows_both_sides_on_one_scale(run):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "words"),
+    ("low", "high", "slack", "words"),
     [
-        (0.1, 0.3, "further apart by"),
-        (-0.3, -0.1, "nearer to each other by"),
-        (-0.1, 0.3, "cannot be told"),
-        (None, None, "too few"),
+        (0.1, 0.3, 0.2, "further apart by"),
+        (-0.3, -0.1, 0.05, "nearer to each other by"),
+        (-0.3, -0.1, 0.2, "cannot be told: they seem nearer"),
+        (-0.1, 0.3, 0.0, "cannot be told: the interval holds zero"),
+        (None, None, None, "too few"),
     ],
 )
-def test_the_page_says_what_the_interval_allows(low, high, words):
-    both = Change(1.0, 0.1, 1.1, 0.1, 0.1, low, high, 1.1, None, None, 2, 3)
-    assert words in told(both, "virtual images of round 3")
+def test_the_page_says_what_the_interval_allows(low, high, slack, words):
+    found = Distilled(
+        features="pixels",
+        images=20,
+        draws=1,
+        round=3,
+        initial=False,
+        bandwidth=1.0,
+        clients=(),
+        before=Side((), ()),
+        after=Side((), ()),
+        change=Change(1.0, 0.1, 1.1, 0.1, 0.1, low, high, 1.1, None, None, 2, 3),
+        slack=slack,
+        left_out=(),
+    )
+    assert words in told(found, "virtual images of round 3")

@@ -74,6 +74,19 @@ def test_the_comment_counts_the_runs(path: Path) -> None:
     assert int(stated.group(1)) == len(cells(path))
 
 
+@pytest.mark.parametrize("folder", [FEDDGM, FEDLGD], ids=named)
+def test_the_readme_counts_the_runs(folder: Path) -> None:
+    rows = [
+        line.split("|")[1:-1]
+        for line in (folder / "README.md").read_text(encoding="utf-8").splitlines()
+        if line[:3] == "| `"
+    ]
+    found = {row[0].strip(" `"): next(filter(str.isdigit, map(str.strip, row))) for row in rows if ".toml` " in row[0]}
+    assert found
+    for name, runs in found.items():
+        assert len(cells(folder / name)) == int(runs), name
+
+
 # --- paper scale -------------------------------------------------------------------------------------------------------
 
 
@@ -262,13 +275,15 @@ def test_fedlgds_controls_differ_from_its_table_in_what_they_control(folder: Pat
         "fedlgd-gradients": {"algorithm.average"},
         "fedlgd-late": {"algorithm.selected"},
         "fedlgd-kept": {"algorithm.anchors"},
+        "vhl-classes": {"algorithm.matching_weight", "algorithm.contrast_weight"},
+        "vhl-contrasts": {"algorithm.virtual_weight"},
         "fedavg-raw": {"virtual"},
         "centralised": {"algorithm.name", "virtual"},
     }
-    table = with_ten_images("fedavg", "fedlgd") if folder == FEDLGD else cells(folder / "table1.toml")
+    table = with_ten_images("fedavg", "vhl", "fedlgd") if folder == FEDLGD else cells(folder / "table1.toml")
     theirs = {(cell.label, cell.seed): settings(cell) for cell in table}
     for cell in cells(folder / "table1-controls.toml"):
-        mine, other = settings(cell), theirs[("fedlgd" if "fedlgd" in cell.label else "fedavg"), cell.seed]
+        mine, other = settings(cell), theirs[next((each for each in ("fedlgd", "vhl") if each in cell.label), "fedavg"), cell.seed]
         changed = {key for key in mine.keys() | other.keys() if mine.get(key) != other.get(key)}
         if not any(key.startswith("virtual.") for key in mine):
             changed = {key for key in changed if not key.startswith("virtual.")} | {"virtual"}

@@ -201,6 +201,9 @@ def _say_virtual(found: Mapping[str, Any]) -> None:
             ["further apart", f"{told['rose']} of {told['pairs']} pairs", ""],
         ],
     )
+    typer.echo(
+        f"distilled images are no independent draws: 'virtual' may be too low, by about {found['slack']:.4f} at most"
+    )
     for each in found["left_out"]:
         typer.echo(f"left out: {each['client']}: {each['reason']}")
 

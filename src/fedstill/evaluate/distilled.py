@@ -8,7 +8,10 @@ and the estimates averaged; the standard error is that of a mean of independent 
 Two things to know. Images a class are equally many by design, not by chance, which takes a little from the estimates of both
 sides: about 2 (a − b) / n, where a and b are the mean kernel of two images of one class and of two classes. And a client's
 distilled images are no independent draws: they were moved together until their mean was right. An unbiased estimate subtracts
-what the mean of n independent ones would be off by, so of virtual images it may come out low.
+what the mean of n independent ones would be off by, so of virtual images it may come out low: by as much as is subtracted,
+2 (1 − k̄) / n with k̄ the mean kernel of two images of a client, if their mean is exactly right (``slack``). Two halves of the set,
+drawn at random, do not tell: they are alike whatever the set. Sets that one client distilled twice, from two seeds, do tell
+(experiments/fedlgd/heterogeneity.py).
 
 The mean over pairs has an interval over clients. Pairs that share a client are not independent, so the jackknife leaves out one
 client at a time with all its pairs (its variance is too large in the mean, never too small: Efron and Stein 1981), with
@@ -35,7 +38,7 @@ from fedstill.evaluate.mmd import FEWEST, Discrepancies, discrepancies, median_d
 from fedstill.rounds import Desk
 from fedstill.seeds import Seed
 
-__all__ = ["DRAWS", "Change", "change", "compare_distilled", "place_distilled"]
+__all__ = ["DRAWS", "Change", "change", "compare_distilled", "interval", "place_distilled"]
 
 DRAWS = 5
 """Of real images, at most."""
@@ -79,12 +82,12 @@ def change(before: Floats, after: Floats) -> Change:
     """Of two tables of discrepancies, [clients, clients] each, symmetric, of the same two clients or more."""
     pairs = np.triu_indices(len(before), 1)
     first, second = _means(before), _means(after)
-    low, high = _interval(second - first)
+    low, high = interval(second - first)
     ratio = ratio_low = ratio_high = None
     if first[0] > 0 and second[0] > 0:
         ratio = float(second[0] / first[0])
         if min(first.min(), second.min()) > 0:  # of a logarithm, so that the interval of 1 / ratio is its own
-            ratio_low, ratio_high = (end and math.exp(end) for end in _interval(np.log(second / first)))
+            ratio_low, ratio_high = (end and math.exp(end) for end in interval(np.log(second / first)))
     return Change(
         before=float(first[0]),
         before_error=_error(first),
@@ -125,64 +128,42 @@ def compare_distilled(
     virtual = {
         client: _by_class(hard_labels(own[client].labels).cpu().numpy(), range(len(own[client]))) for client in real
     }
-    both = {
-        client: {k: min(len(rows), len(real[client][k])) for k, rows in virtual[client].items() if k in real[client]}
-        for client in real
-    }
-    sizes = {client: sum(counts.values()) for client, counts in both.items()}
-    least = max(FEWEST, min(ENOUGH if images is None else images, max(sizes.values(), default=0)))
-    taken = [client for client, size in sizes.items() if size >= least]
-    if len(taken) < 2:
-        raise InputError(
-            f"{len(taken)} of {len(held)} clients hold {least} virtual images or more of classes that they also have real "
-            "images of, and two are needed to compare them"
-        )
-    n = min(sizes[client] for client in taken)
-    n = n if images is None else max(FEWEST, min(n, images))
-    counts = {client: _share(both[client], n, desk.seed.at("shares", client)) for client in taken}
-    draws = min(len(real[client][k]) // count for client in taken for k, count in counts[client].items())
-    draws = max(1, min(draws, DRAWS, MOST_DRAWN // (n * len(taken))))
-    drawn = {client: _draws(real[client], counts[client], draws, desk.seed.at(client)) for client in taken}
+    counts, left_out = _counts(held, real, virtual, images, desk.seed.at("shares"))
+    n = sum(next(iter(counts.values())).values())
+    draws = min(len(real[client][k]) // count for client, its in counts.items() for k, count in its.items())
+    draws = max(1, min(draws, DRAWS, MOST_DRAWN // (n * len(counts))))
+    drawn = {client: _draws(real[client], its, draws, desk.seed.at(client)) for client, its in counts.items()}
     samples = [
         features_of(train, space, {client: rows[number] for client, rows in drawn.items()}, desk)
         for number in range(draws)
     ]
-    joined, spans = _joined({client: own[client] for client in taken})
+    joined, spans = _joined({client: own[client] for client in counts})
     chosen = {
         # by the seed that real images are drawn by, so that virtual images that are the real ones give the same
-        client: [spans[client][row] for row in _draws(virtual[client], counts[client], 1, desk.seed.at(client))[0]]
-        for client in taken
+        client: [spans[client][row] for row in _draws(virtual[client], its, 1, desk.seed.at(client))[0]]
+        for client, its in counts.items()
     }
-    after = features_of(joined, space, chosen, desk)
+    moved = features_of(joined, space, chosen, desk)
+    sides = {"before": samples[0], "after": moved}
     bandwidth = median_distance(
-        {
-            **{f"{client} before": rows for client, rows in samples[0].items()},
-            **{f"{client} after": rows for client, rows in after.items()},
-        }
+        {f"{client} {side}": rows for side, its in sides.items() for client, rows in its.items()}
     )
-    found = [_compared(each, bandwidth, desk) for each in (*samples, after)]
-    squared = np.mean([each.squared for each in found[:-1]], axis=0)
+    before = [_compared(each, bandwidth, desk) for each in samples]
+    after = _compared(moved, bandwidth, desk)
+    squared = np.mean([each.squared for each in before], axis=0)
     # no image is drawn twice, so draws are independent
-    error = np.sqrt(np.sum([np.square(each.error) for each in found[:-1]], axis=0)) / draws
+    error = np.sqrt(np.sum([np.square(each.error) for each in before], axis=0)) / draws
     return {
         "features": space.name,
         "images": n,
         "draws": draws,
         "bandwidth": bandwidth,
-        "clients": taken,
+        "clients": list(counts),
         "before": {"squared": table_of(squared), "error": table_of(error)},
-        "after": {"squared": table_of(found[-1].squared), "error": table_of(found[-1].error)},
-        "change": asdict(change(squared, found[-1].squared)),
-        "left_out": [
-            {
-                "client": client,
-                "reason": f"has {sizes[client]} images to compare, and {least} are needed"
-                if client in own
-                else "has made no virtual images",
-            }
-            for client in held
-            if client not in taken
-        ],
+        "after": {"squared": table_of(after.squared), "error": table_of(after.error)},
+        "change": asdict(change(squared, after.squared)),
+        "slack": 2 * (1 - float(after.within.mean())) / n,
+        "left_out": left_out,
     }
 
 
@@ -207,14 +188,15 @@ def _means(squared: Floats) -> Floats:
 
 
 def _error(values: Floats) -> float | None:
-    """The jackknife's standard error; ``values``: of all clients, then with each left out."""
+    """The jackknife's standard error; ``values`` as in :func:`interval`."""
     left = values[1:]
     if len(left) < 3:
         return None
     return math.sqrt((len(left) - 1) / len(left) * float(np.square(left - left.mean()).sum()))
 
 
-def _interval(values: Floats) -> tuple[float | None, float | None]:
+def interval(values: Floats) -> tuple[float | None, float | None]:
+    """Of 95 %, by the jackknife; ``values``: of all, then with each left out. None where fewer than three were left out."""
     error = _error(values)
     if error is None:
         return None, None
@@ -226,6 +208,41 @@ def _compared(samples: Mapping[str, NDArray[np.float32]], bandwidth: float, desk
     return discrepancies(
         samples, bandwidth=bandwidth, progress=lambda done, total: desk.progress("compare clients", done, total)
     )
+
+
+def _counts(
+    held: Held, real: Mapping[str, Rows], virtual: Mapping[str, Rows], images: int | None, seed: Seed
+) -> tuple[dict[str, dict[int, int]], list[dict[str, str]]]:
+    """Images of each class by which clients are compared, as many in all for every client; and who is left out, and why.
+
+    Raises:
+        InputError: fewer than two clients have enough.
+    """
+    both = {
+        client: {k: min(len(rows), len(real[client][k])) for k, rows in its.items() if k in real[client]}
+        for client, its in virtual.items()
+    }
+    sizes = {client: sum(its.values()) for client, its in both.items()}
+    least = max(FEWEST, min(ENOUGH if images is None else images, max(sizes.values(), default=0)))
+    taken = {client: size for client, size in sizes.items() if size >= least}
+    if len(taken) < 2:
+        raise InputError(
+            f"{len(taken)} of {len(held)} clients hold {least} virtual images or more of classes that they also have real "
+            "images of, and two are needed to compare them"
+        )
+    n = min(taken.values())
+    n = n if images is None else max(FEWEST, min(n, images))
+    left_out = [
+        {
+            "client": client,
+            "reason": f"has {sizes[client]} images to compare, and {least} are needed"
+            if client in sizes
+            else "has made no virtual images",
+        }
+        for client in held
+        if client not in taken
+    ]
+    return {client: _share(both[client], n, seed.at(client)) for client in taken}, left_out
 
 
 def _by_class(labels: NDArray[np.int64], rows: Sequence[int]) -> Rows:

@@ -69,6 +69,7 @@ class Discrepancies:
         bandwidth: σ, in units of the features.
         squared: [clients, clients], symmetric; NaN on the diagonal.
         error: standard errors, likewise.
+        within: [clients], each client's mean kernel of two different samples.
         halves: each client's first n // 2 samples against its next n // 2, with the error of samples that are alike: zero
             within it, or the samples were in no random order. Empty where n is below 2 × :data:`FEWEST`.
     """
@@ -78,6 +79,7 @@ class Discrepancies:
     bandwidth: float
     squared: Floats
     error: Floats
+    within: Floats
     halves: tuple[Estimate, ...]
 
 
@@ -145,7 +147,8 @@ def discrepancies(
             progress(done, pairs)
     half = n // 2
     halves = [_estimate(*_split(kernel[: 2 * half, : 2 * half], half), alike=True) for kernel in own if half >= FEWEST]
-    return Discrepancies(clients, n, bandwidth, squared, error, tuple(halves))
+    within = np.array([(kernel.sum() - n) / (n * (n - 1)) for kernel in own])
+    return Discrepancies(clients, n, bandwidth, squared, error, within, tuple(halves))
 
 
 class _Blocks:

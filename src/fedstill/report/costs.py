@@ -117,9 +117,10 @@ def _client_time(groups: Sequence[Group]) -> Iterator[Block]:
                 series,
                 label,
                 look[label],
-                tuple(curve),
-                tuple(point.mean for point in curve.values()),
-                tuple(point.spread for point in curve.values()),
+                # from nothing, so that heights compare as sums do
+                (0, *curve),
+                (0.0, *(point.mean for point in curve.values())),
+                (None, *(point.spread for point in curve.values())),
             )
             for series, label, curve in found
         ],
@@ -129,14 +130,14 @@ def _client_time(groups: Sequence[Group]) -> Iterator[Block]:
         Chart(
             key,
             title,
-            "Wall time until the last reply, summed over rounds, virtual images made on the way included; it is less where "
-            "clients work in several processes. Mean over seeds, bands: ± one sample standard deviation.",
+            "Wall time until the last reply, summed over rounds, virtual images made on the way included. Whatever else the "
+            "machine does adds to it; several processes shorten it. Mean over seeds, bands: ± one sample standard deviation.",
             f"{title}, by round. After the last round: {told}.",
             line_table(key, title, columns),
         ),
         traces,
         Axis("round", "round"),
-        Axis("time", "seconds"),
+        Axis("wall time, cumulative", "seconds"),
         panels=panels,
     )
     yield key_of(drawn.traces, ends)

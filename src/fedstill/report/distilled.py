@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from fedstill.report import cells, words
 from fedstill.report.costs import MOST_ROWS
-from fedstill.report.evaluated import Change, Distilled, Side
+from fedstill.report.evaluated import Distilled, Side
 from fedstill.report.parts import Block, Cell, Chart, Grid, Heat, Text
 
 __all__ = ["before_after", "told"]
@@ -15,7 +15,7 @@ __all__ = ["before_after", "told"]
 def before_after(key: str, label: str, found: Distilled) -> Iterator[Block]:
     """What distilling changed, in a sentence and a table; then every pair, real and virtual side by side."""
     virtual = _virtual(found)
-    yield Text(told(found.change, virtual))
+    yield Text(told(found, virtual))
     yield _means(key, label, virtual, found)
     before, after = found.before, found.after
     yield _heat(f"{key}-before", f"Real images: {label}", "real images", found, before, after)
@@ -25,16 +25,22 @@ def before_after(key: str, label: str, found: Distilled) -> Iterator[Block]:
         yield Text(f"Left out: {reasons}.", "mute")
 
 
-def told(change: Change, virtual: str) -> str:
+def told(found: Distilled, virtual: str) -> str:
     """What the interval allows to say, and no more."""
+    low, high = found.change.low, found.change.high
     than = f"by {virtual} than by as many real ones, in these features"
-    if change.low is None or change.high is None:
+    if low is None or high is None:
         return f"Two clients are too few to tell whether they are further apart {than}."
-    if change.low <= 0 <= change.high:
-        return f"Whether clients are further apart {than}, cannot be told: the interval holds zero."
-    return (
-        f"In the mean over pairs, clients are {'further apart' if change.low > 0 else 'nearer to each other'} {than}."
+    if low > 0:
+        return f"In the mean over pairs, clients are further apart {than}."
+    if high + (found.slack or 0) < 0:
+        return f"In the mean over pairs, clients are nearer to each other {than}."
+    why = (
+        "the interval holds zero"
+        if high >= 0
+        else "they seem nearer, but of distilled images the estimate may be too low"
     )
+    return f"Whether clients are further apart {than}, cannot be told: {why}."
 
 
 def _virtual(found: Distilled) -> str:
@@ -45,11 +51,7 @@ def _virtual(found: Distilled) -> str:
 
 def _means(key: str, label: str, virtual: str, found: Distilled) -> Grid:
     change = found.change
-    rose = (
-        ""
-        if change.rose is None or change.pairs is None
-        else f"{change.rose} of {change.pairs} pairs are further apart. "
-    )
+    ratio = _interval(change.ratio_low, change.ratio_high)
     return Grid(
         key,
         f"Clients before and after distillation: {label}",
@@ -58,23 +60,25 @@ def _means(key: str, label: str, virtual: str, found: Distilled) -> Grid:
             (cells.word("real images"), cells.figure(change.before), cells.figure(change.before_error), cells.NONE),
             (cells.word(virtual), cells.figure(change.after), cells.figure(change.after_error), cells.NONE),
             (cells.word("difference"), cells.figure(change.difference), cells.NONE, _interval(change.low, change.high)),
-            (
-                cells.word("ratio"),
-                cells.figure(change.ratio),
-                cells.NONE,
-                _interval(change.ratio_low, change.ratio_high),
-            ),
+            (cells.word("ratio"), cells.figure(change.ratio), cells.NONE, ratio),
         ),
-        note=f"{rose}Errors and intervals are over clients, one left out at a time with all its pairs. {_how(found)}",
+        note=" ".join(_notes(found)),
     )
 
 
-def _how(found: Distilled) -> str:
+def _notes(found: Distilled) -> Iterator[str]:
+    change = found.change
+    if change.rose is not None and change.pairs is not None:
+        yield f"{change.rose} of {change.pairs} pairs are further apart."
+    yield "Errors and intervals are over clients, one left out at a time with all its pairs."
     images = "as many images" if found.images is None else f"{found.images} images"
-    draws = f" {found.draws} draws of real images, averaged." if found.draws is not None and found.draws > 1 else ""
     bandwidth = f", bandwidth {words.figure(found.bandwidth)}" if found.bandwidth is not None else ""
-    features = f"features: {found.features or 'not named'}{bandwidth}"
-    return f"On both sides {images} a client, as many of each class, {features}.{draws}"
+    yield f"On both sides {images} a client, as many of each class, features: {found.features or 'not named'}{bandwidth}."
+    if found.draws is not None and found.draws > 1:
+        yield f"{found.draws} draws of real images, averaged."
+    if found.slack is not None:
+        low = words.figure(found.slack)
+        yield f"Distilled images are no independent draws: their estimate may be too low, by about {low} at most."
 
 
 def _interval(low: float | None, high: float | None) -> Cell:

@@ -133,6 +133,7 @@ class Distilled:
         draws: of real images, over which ``before`` is a mean.
         round: after which the virtual images are these.
         initial: clients began with them; else the method has moved them.
+        slack: by how much ``after`` may be too low, as distilled images are no independent draws.
     """
 
     features: str
@@ -145,6 +146,7 @@ class Distilled:
     before: Side
     after: Side
     change: Change
+    slack: float | None
     left_out: tuple[tuple[str, str], ...]
 
 
@@ -240,6 +242,7 @@ def _distilled(table: Table) -> Distilled | None:
         before=before,
         after=after,
         change=change,
+        slack=as_figure(table.get("slack")),
         left_out=_left_out(table),
     )
 
