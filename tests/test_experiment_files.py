@@ -283,7 +283,8 @@ def test_fedlgds_controls_differ_from_its_table_in_what_they_control(folder: Pat
     table = with_ten_images("fedavg", "vhl", "fedlgd") if folder == FEDLGD else cells(folder / "table1.toml")
     theirs = {(cell.label, cell.seed): settings(cell) for cell in table}
     for cell in cells(folder / "table1-controls.toml"):
-        mine, other = settings(cell), theirs[next((each for each in ("fedlgd", "vhl") if each in cell.label), "fedavg"), cell.seed]
+        method = next((each for each in ("fedlgd", "vhl") if each in cell.label), "fedavg")
+        mine, other = settings(cell), theirs[method, cell.seed]
         changed = {key for key in mine.keys() | other.keys() if mine.get(key) != other.get(key)}
         if not any(key.startswith("virtual.") for key in mine):
             changed = {key for key in changed if not key.startswith("virtual.")} | {"virtual"}

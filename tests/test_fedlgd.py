@@ -219,13 +219,14 @@ def test_it_resumes_in_the_midst_of_tau(tmp_path):
 # --- the target -------------------------------------------------------------------------------------------------------
 
 
-def distilled_by_hand(algorithm, state, at, target, desk):
-    """D^g after ``distill_steps``, from the matcher and the canvas alone."""
+def distilled_by_hand(algorithm, at, target, desk, first=None):
+    """D^g after ``distill_steps`` more from ``first``, else from noise, by the matcher and the canvas alone."""
     network = WORLD.architecture.build(DESK.seed)
     network.load_state_dict(at)
     labels = torch.arange(3).repeat_interleave(2)
     noise = torch.randn(6, 1, 8, 8, generator=desk.seed.at("noise").torch())
-    shard = Shard(WORLD.normalisation.undo(noise), labels, WORLD.classes, WORLD.normalisation)
+    pixels = WORLD.normalisation.undo(noise) if first is None else first
+    shard = Shard(pixels, labels, WORLD.classes, WORLD.normalisation)
     canvas = canvas_of(shard, lr=1.0, momentum=0.5, device="cpu")
     matcher = GradientMatcher(network, target)
     for _ in range(algorithm.distill_steps):
@@ -247,7 +248,7 @@ def test_the_global_set_is_matched_to_the_mean_pseudo_gradient(at):
     target = {
         name: sum((start[name] - reply.bundle.groups["model"][name]) / 0.05 for reply in replies) / 4 for name in start
     }
-    wanted = distilled_by_hand(algorithm, state, start if at == "old" else new, target, DESK)
+    wanted = distilled_by_hand(algorithm, start if at == "old" else new, target, DESK)
     torch.testing.assert_close(outcome.state.groups[GLOBAL]["images"], wanted, rtol=1e-3, atol=1e-3)
 
 
@@ -295,7 +296,8 @@ def test_where_the_global_set_is_trained_on_it_is_matched_to_what_others_contrib
     names, parameters = zip(*network.named_parameters(), strict=True)
     close(reply.groups[SHARE], dict(zip(names, torch.autograd.grad(loss, parameters), strict=True)))
     outcome = algorithm.aggregate(state, [Reply("c00", reply)], DESK)
-    wanted = distilled_by_hand(algorithm, state, state.groups["model"], reply.groups[SHARE], DESK)
+    before = state.groups[GLOBAL]["images"]
+    wanted = distilled_by_hand(algorithm, state.groups["model"], reply.groups[SHARE], DESK, before)
     torch.testing.assert_close(outcome.state.groups[GLOBAL]["images"], wanted, rtol=1e-3, atol=1e-3)
 
 
