@@ -73,7 +73,11 @@ def test_every_method_of_the_table(name):
 
 
 @pytest.mark.parametrize("norms", ["average", "local"])
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "prioronly"])  # whose clients do nothing
+@pytest.mark.parametrize(
+    "name",
+    # PriorOnly's clients do nothing, and FedLGD refuses BatchNorm
+    [name for name in ALGORITHMS if name not in ("prioronly", "fedlgd")],
+)
 def test_batch_norm_takes_a_client_of_one_image(name, norms, monkeypatch):
     world = contract.tiny_world()
     batched = replace(world.architecture, options={**world.architecture.options, "norm": "batch"})

@@ -1,4 +1,4 @@
-"""The files of experiments/: all can be read, and those for FedDGM's tables say what they claim to say."""
+"""The files of experiments/: all can be read, and those for the papers' tables say what they claim to say."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ FEDDGM = EXPERIMENTS / "feddgm"
 LAPTOP = FEDDGM / "laptop"
 PAPER = sorted(FEDDGM.glob("*.toml"))
 SMALL = sorted(LAPTOP.glob("*.toml"))
+FEDLGD = EXPERIMENTS / "fedlgd"
+FEDLGD_PAPER = sorted([*FEDLGD.glob("table*.toml"), *FEDLGD.glob("ablation-*.toml")])
+FEDLGD_SMALL = sorted((FEDLGD / "laptop").glob("*.toml"))
 TABLES = ("table1.toml", "table2.toml", "table3.toml")
 
 
@@ -64,11 +67,24 @@ def test_what_a_comment_names_is_there(path: Path) -> None:
         assert (ROOT / file).is_file() or (path.parent / file).is_file(), file
 
 
-@pytest.mark.parametrize("path", PAPER + SMALL, ids=named)
+@pytest.mark.parametrize("path", PAPER + SMALL + FEDLGD_PAPER + FEDLGD_SMALL, ids=named)
 def test_the_comment_counts_the_runs(path: Path) -> None:
     stated = re.search(r"(\d+) runs\b", comment(path))
     assert stated is not None
     assert int(stated.group(1)) == len(cells(path))
+
+
+@pytest.mark.parametrize("folder", [FEDDGM, FEDLGD], ids=named)
+def test_the_readme_counts_the_runs(folder: Path) -> None:
+    rows = [
+        line.split("|")[1:-1]
+        for line in (folder / "README.md").read_text(encoding="utf-8").splitlines()
+        if line[:3] == "| `"
+    ]
+    found = {row[0].strip(" `"): next(filter(str.isdigit, map(str.strip, row))) for row in rows if ".toml` " in row[0]}
+    assert found
+    for name, runs in found.items():
+        assert len(cells(folder / name)) == int(runs), name
 
 
 # --- paper scale -------------------------------------------------------------------------------------------------------
@@ -126,11 +142,11 @@ def test_the_third_table_is_the_second_on_other_data() -> None:
     assert second == third
 
 
-@pytest.mark.parametrize("path", sorted(FEDDGM.glob("ablation-*.toml")), ids=named)
+@pytest.mark.parametrize("path", sorted([*FEDDGM.glob("ablation-*.toml"), *FEDLGD.glob("ablation-*.toml")]), ids=named)
 def test_an_ablation_goes_through_the_first_table(path: Path) -> None:
-    wanted = [
-        settings(cell) for cell in labelled(FEDDGM / "table1.toml", "feddgm") if cell in at(FEDDGM / "table1.toml", 0.5)
-    ]
+    table = at(FEDDGM / "table1.toml", 0.5) if path.parent == FEDDGM else with_ten_images("fedlgd")
+    wanted = [settings(cell) for cell in table if cell.label == path.parent.name]
+    assert len(wanted) == 3
     assert [found for cell in cells(path) if (found := settings(cell)) in wanted] == wanted
 
 
@@ -194,16 +210,97 @@ def test_with_another_generator_it_begins(name: str) -> None:
     begin(cell.experiment, 32 if name == "table1.toml" else 128)
 
 
+# --- FedLGD ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_published_mean_over_clients_is_there(name: str) -> None:
+    known = {"fedavg", "vhl", "fedlgd"} if name == "table2.toml" else {cell.label for cell in cells(FEDLGD / name)}
+    for cell in cells(FEDLGD / name):
+        published = cell.experiment.published
+        assert not published.accuracy  # which is on all test images together
+        assert ("average" in published.clients) == (cell.label in known)
+        assert published.source == (f"FedLGD, Table {name[5]}" if cell.label in known else "")
+
+
+def test_a_published_mean_over_clients_is_that_of_its_clients() -> None:
+    rows = {tuple(cell.experiment.published.clients.items()) for cell in cells(FEDLGD / "table1.toml")}
+    (row,) = (dict(row) for row in rows if len(row) > 1)
+    average = row.pop("average")
+    domains = cells(FEDLGD / "table1.toml")[0].experiment.data.domains
+    assert domains is not None
+    assert set(row) == {domain.name for domain in domains}
+    assert sum(row.values()) / 5 == pytest.approx(average, abs=0.0011)
+
+
+def test_the_networks_are_fedlgds() -> None:
+    found = {cell.experiment.model.title: cell.experiment.model for cell in cells(FEDLGD / "table1.toml")}
+    assert {name: parameters(model, 28) for name, model in found.items()} == {
+        "resnet18": 11_173_962,
+        "convnet": 311_050,
+    }
+    retina = cells(FEDLGD / "table3.toml")[0].experiment
+    assert parameters(retina.model, 96, classes=len(retina.data.classes or ())) == 336_386
+
+
+def test_fedlgds_selected_rounds_are_the_papers() -> None:
+    options: Any = labelled(FEDLGD / "table1.toml", "fedlgd")[0].experiment.algorithm.options
+    assert [number for number in range(1, 101) if number in options.selected] == [each + 1 for each in range(0, 50, 5)]
+
+
+@pytest.mark.parametrize(
+    "path", [folder / name for folder in (FEDLGD, FEDLGD / "laptop") for name in TABLES], ids=named
+)
+def test_all_methods_of_fedlgds_tables_have_the_same_images_and_steps(path: Path) -> None:
+    training = tuple(f"algorithm.{key}" for key in ("lr", "batch", "epochs", "momentum", "decay"))
+    shared = ("virtual.", "data.", "partition.", *training)
+    of: dict[str, set[str]] = {}
+    for cell in cells(path):
+        if cell.label != "fedavg-raw":
+            mine = {key: value for key, value in settings(cell).items() if key.startswith(shared)}
+            of.setdefault(str(cell.setting), set()).add(str(mine))
+    assert all(len(found) == 1 for found in of.values())
+
+
+@pytest.mark.parametrize("folder", [FEDLGD, FEDLGD / "laptop"], ids=named)
+def test_fedlgds_controls_differ_from_its_table_in_what_they_control(folder: Path) -> None:
+    differ = {
+        "fedavg-longer": {"virtual.steps"},
+        "fedavg-twice": {"algorithm.epochs"},
+        "fedlgd-still": {"algorithm.match_steps"},
+        "fedlgd-plain": {"algorithm.regulariser"},
+        "fedlgd-neither": {"algorithm.match_steps", "algorithm.regulariser"},
+        "fedlgd-both": {"algorithm.selected_training"},
+        "fedlgd-new": {"algorithm.match_at"},
+        "fedlgd-gradients": {"algorithm.average"},
+        "fedlgd-late": {"algorithm.selected"},
+        "fedlgd-kept": {"algorithm.anchors"},
+        "vhl-classes": {"algorithm.matching_weight", "algorithm.contrast_weight"},
+        "vhl-contrasts": {"algorithm.virtual_weight"},
+        "fedavg-raw": {"virtual"},
+        "centralised": {"algorithm.name", "virtual"},
+    }
+    table = with_ten_images("fedavg", "vhl", "fedlgd") if folder == FEDLGD else cells(folder / "table1.toml")
+    theirs = {(cell.label, cell.seed): settings(cell) for cell in table}
+    for cell in cells(folder / "table1-controls.toml"):
+        method = next((each for each in ("fedlgd", "vhl") if each in cell.label), "fedavg")
+        mine, other = settings(cell), theirs[method, cell.seed]
+        changed = {key for key in mine.keys() | other.keys() if mine.get(key) != other.get(key)}
+        if not any(key.startswith("virtual.") for key in mine):
+            changed = {key for key in changed if not key.startswith("virtual.")} | {"virtual"}
+        assert changed == differ[cell.label], cell.name
+
+
 # --- laptop ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", SMALL, ids=named)
+@pytest.mark.parametrize("path", SMALL + FEDLGD_SMALL, ids=named)
 def test_a_laptops_file_says_how_long_it_takes(path: Path) -> None:
     assert re.search(r"[Ll]ongest run: about \d+ min", comment(path))
     assert re.search(r"all of them: about [\d.]+ (?:min|h)", comment(path))
 
 
-@pytest.mark.parametrize("path", SMALL, ids=named)
+@pytest.mark.parametrize("path", SMALL + FEDLGD_SMALL, ids=named)
 def test_a_laptops_file_claims_no_published_number(path: Path) -> None:
     for cell in cells(path):
         assert not cell.experiment.published.accuracy
@@ -211,12 +308,18 @@ def test_a_laptops_file_claims_no_published_number(path: Path) -> None:
     assert {cell.seed for cell in cells(path)} == {0, 1, 2}
 
 
-@pytest.mark.parametrize("path", SMALL, ids=named)
+@pytest.mark.parametrize("path", SMALL + FEDLGD_SMALL, ids=named)
 def test_a_laptops_networks_are_small(path: Path) -> None:
     size = cells(path)[0].experiment.data.size or 32
     assert isinstance(size, int)
     models = {cell.experiment.model.title: cell.experiment.model for cell in cells(path)}
     assert all(parameters(model, size) < 500_000 for model in models.values())
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(FEDLGD.glob("ablation-*.toml"))])
+def test_every_ablation_of_fedlgd_has_a_laptops_version(name: str) -> None:
+    paper, small = cells(FEDLGD / name), cells(FEDLGD / "laptop" / name)
+    assert {(cell.label, *cell.setting) for cell in paper} == {(cell.label, *cell.setting) for cell in small}
 
 
 @pytest.mark.parametrize("name", [path.name for path in sorted(FEDDGM.glob("ablation-*.toml"))] + list(TABLES))
@@ -234,16 +337,25 @@ def at(path: Path, alpha: float) -> list[Cell]:
     return [cell for cell in cells(path) if cell.experiment.partition.alpha == alpha]
 
 
+def with_ten_images(*labels: str) -> list[Cell]:
+    """Of FedLGD's first table, with a ConvNet."""
+    return [
+        cell
+        for cell in cells(FEDLGD / "table1.toml")
+        if cell.label in labels and cell.experiment.model.name == "convnet" and cell.setting["virtual.ipc"] == 10
+    ]
+
+
 def labelled(path: Path, label: str) -> list[Cell]:
     return [cell for cell in cells(path) if cell.label == label]
 
 
-def architecture(name: str, options: Any, size: int) -> Architecture:
-    return Architecture(name=name, channels=3, size=(size, size), classes=10, options=options, key="model")
+def architecture(name: str, options: Any, size: int, classes: int = 10) -> Architecture:
+    return Architecture(name=name, channels=3, size=(size, size), classes=classes, options=options, key="model")
 
 
-def parameters(choice: Any, size: int) -> int:
-    network = architecture(choice.name, choice.options, size).build(Seed.root(0))
+def parameters(choice: Any, size: int, classes: int = 10) -> int:
+    network = architecture(choice.name, choice.options, size, classes).build(Seed.root(0))
     return sum(parameter.numel() for parameter in network.parameters())
 
 

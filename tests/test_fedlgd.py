@@ -211,19 +211,22 @@ def test_it_resumes_in_the_midst_of_tau(tmp_path):
     drive(tiny.experiment(options, rounds=2, **settings), out=tmp_path / "parted")
     drive(tiny.experiment(options, rounds=4, **settings), out=tmp_path / "parted", resume=True)
     assert tiny.result(tmp_path / "parted") == tiny.result(tmp_path / "straight")
-    assert (tmp_path / "straight" / "synthetic" / "round-0004" / "global.png").is_file()
+    assert (tmp_path / "straight" / "synthetic" / "round-0003" / "global.png").is_file()
+    # the fourth round has left it as it was
+    assert not (tmp_path / "straight" / "synthetic" / "round-0004").exists()
 
 
 # --- the target -------------------------------------------------------------------------------------------------------
 
 
-def distilled_by_hand(algorithm, state, at, target, desk):
-    """D^g after ``distill_steps``, from the matcher and the canvas alone."""
+def distilled_by_hand(algorithm, at, target, desk, first=None):
+    """D^g after ``distill_steps`` more from ``first``, else from noise, by the matcher and the canvas alone."""
     network = WORLD.architecture.build(DESK.seed)
     network.load_state_dict(at)
     labels = torch.arange(3).repeat_interleave(2)
     noise = torch.randn(6, 1, 8, 8, generator=desk.seed.at("noise").torch())
-    shard = Shard(WORLD.normalisation.undo(noise), labels, WORLD.classes, WORLD.normalisation)
+    pixels = WORLD.normalisation.undo(noise) if first is None else first
+    shard = Shard(pixels, labels, WORLD.classes, WORLD.normalisation)
     canvas = canvas_of(shard, lr=1.0, momentum=0.5, device="cpu")
     matcher = GradientMatcher(network, target)
     for _ in range(algorithm.distill_steps):
@@ -245,11 +248,11 @@ def test_the_global_set_is_matched_to_the_mean_pseudo_gradient(at):
     target = {
         name: sum((start[name] - reply.bundle.groups["model"][name]) / 0.05 for reply in replies) / 4 for name in start
     }
-    wanted = distilled_by_hand(algorithm, state, start if at == "old" else new, target, DESK)
+    wanted = distilled_by_hand(algorithm, start if at == "old" else new, target, DESK)
     torch.testing.assert_close(outcome.state.groups[GLOBAL]["images"], wanted, rtol=1e-3, atol=1e-3)
 
 
-def contribution_of(own_lr, shared_lr):
+def contribution():
     """The contribution of the first images, trained beside others; and what SGD did in all."""
     sites = tiny_sites()
     own, shared = sites["c00"].train.take(range(7)), sites["c01"].train.take(range(5))
@@ -262,7 +265,7 @@ def contribution_of(own_lr, shared_lr):
 
 
 def test_a_contribution_looks_on_and_is_the_share_of_its_images():
-    network, own, shared, mine, fitted, plain = contribution_of(0.05, 0.05)
+    network, own, shared, mine, fitted, plain = contribution()
     assert same(fitted.tensors, plain.tensors)
     theirs = Contribution(len(shared))
     # the same steps, and the others' share of them: together they are what SGD did
@@ -280,7 +283,7 @@ def test_a_contribution_looks_on_and_is_the_share_of_its_images():
 
 
 def test_where_the_global_set_is_trained_on_it_is_matched_to_what_others_contributed():
-    """Of clients whose own images give no gradient, nothing is left to match: the target is not D^g's own pull."""
+    """A client sends its own images' share of its steps, and that is the target: D^g's own pull is not in it."""
     algorithm = make(selected=(1, 2), selected_training="both", epochs=1, batch=ALL)
     sites = tiny_sites()
     state = run(algorithm, sites, until=1)[-1].state.put({"round": 2})
@@ -292,6 +295,10 @@ def test_where_the_global_set_is_trained_on_it_is_matched_to_what_others_contrib
     loss = F.cross_entropy(network(own.inputs()), own.labels) * len(own) / (len(own) + 6)
     names, parameters = zip(*network.named_parameters(), strict=True)
     close(reply.groups[SHARE], dict(zip(names, torch.autograd.grad(loss, parameters), strict=True)))
+    outcome = algorithm.aggregate(state, [Reply("c00", reply)], DESK)
+    before = state.groups[GLOBAL]["images"]
+    wanted = distilled_by_hand(algorithm, state.groups["model"], reply.groups[SHARE], DESK, before)
+    torch.testing.assert_close(outcome.state.groups[GLOBAL]["images"], wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_a_client_that_leaves_out_or_bends_what_is_due_is_a_failure():
@@ -416,7 +423,7 @@ def test_clients_that_hold_little_take_part(missing):
         assert each.state.finite()
 
 
-def test_a_client_that_comes_late_is_as_far_as_the_others():
+def test_a_client_that_comes_late_takes_part():
     memory = Memory()
     done = run(make(selected=(1, 3)), memory=memory, until=6, cohort=2)
     assert not any(each.failures for each in done)
@@ -432,19 +439,25 @@ def test_soft_labels_count_for_their_largest_entry():
     assert same(hard.groups["model"], soft.groups["model"])
 
 
-@pytest.mark.parametrize("average", ["weights", "gradients"])
-def test_batch_norm_is_averaged_with_the_rest(average):
+def test_batch_norm_is_refused():
+    """The clients' gradients hold its batch statistics, and random networks have none to normalise by."""
     architecture = replace(WORLD.architecture, options={"depth": 2, "width": 4, "norm": "batch"})
-    algorithm = replace(
-        make(selected=(1, 3), selected_training="both", average=average),
-        world=replace(WORLD, architecture=architecture),
-    )
-    states = [each.state for each in run(algorithm, until=3)]
-    assert not any(run(algorithm, until=1)[0].failures)
-    model = states[-1].groups["model"]
-    assert model.keys() == algorithm.init(["c00"], DESK).groups["model"].keys()
-    assert not torch.equal(model["body.block1.norm.running_mean"], torch.zeros(4))
-    assert states[-1].finite()
+    algorithm = replace(make(), world=replace(WORLD, architecture=architecture))
+    with pytest.raises(InputError, match=r"'convnet' has BatchNorm.*; use another model\.norm"):
+        algorithm.init(["c00"], DESK)
+
+
+def test_clients_may_count_by_the_size_of_their_virtual_sets():
+    """As they do under FedAvg on virtual images: with nothing selected the two agree to the bit."""
+    sites = tiny_sites()
+    shard = sites["c00"].train
+    sites["c00"] = replace(sites["c00"], train=shard.take((shard.labels == 1).nonzero()[:, 0]))
+    ours = run(make(selected=(), weighting="own"), sites, until=2)[-1].state
+    plain = OnVirtual(inner=FedAvg(world=WORLD, **LOCAL, momentum=0.0, decay=0.0), virtual=VIRTUAL, world=WORLD)
+    theirs = run(plain, sites, until=2)[-1].state
+    assert same(ours.groups["model"], theirs.groups["model"])
+    equal = run(make(selected=()), sites, until=2)[-1].state
+    assert not same(ours.groups["model"], equal.groups["model"])
 
 
 # --- in an experiment -------------------------------------------------------------------------------------------------
@@ -477,12 +490,28 @@ def test_a_dry_run_takes_no_whole_distillation():
 def test_the_starter_writes_the_virtual_table_and_the_schedule():
     text = starter("fedlgd").to_toml()
     assert "[virtual]" in text
-    assert "\nselected = {count = 10, every = 5, first = 1}" in text
+    assert "\nselected = {count = 2, every = 5, first = 1}" in text
+    assert starter("fedlgd").virtual.steps == 50
+    assert Experiment.from_table({"algorithm": {"name": "fedlgd"}}).algorithm.options.selected == Schedule()
     given = {"name": "fedlgd", "selected": [1, 6]}
     assert Experiment.from_table({"algorithm": given}).algorithm.options.selected == (1, 6)
     assert Experiment.from_table({"algorithm": {**given, "selected": []}}).algorithm.options.selected == ()
+    twice = Experiment.from_table({"algorithm": {**given, "selected": [6, 1, 6]}}).algorithm.options.selected
+    assert twice == (1, 6)
     rule = Experiment.from_table({"algorithm": {**given, "selected": {"count": 3}}}).algorithm.options.selected
     assert rule == Schedule(count=3)
+
+
+def test_selected_rounds_beyond_the_run_are_remarked():
+    assert make(selected=(1, 9)).remarks(9) == ()
+    assert make(selected=(1, 9)).remarks(4) == ("1 of 2 selected rounds lie beyond the run's 4; the last is round 9",)
+    assert make(selected=Schedule(count=3, every=5)).remarks(7)[0].startswith("1 of 3 ")
+    assert make(selected=()).remarks(3) == ()
+
+
+def test_a_server_step_on_averaged_weights_is_refused():
+    with pytest.raises(InputError, match=r"algorithm\.server_lr = 0\.5: averaged weights take no step"):
+        make(server_lr=0.5).init(["c00"], DESK)
 
 
 @pytest.mark.parametrize(

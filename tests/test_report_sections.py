@@ -211,7 +211,7 @@ def test_series_look_the_same_in_every_chart(tmp_path: Path) -> None:
     built = page(*write_comparison(tmp_path, made, seeds=(0,)))
     looks: dict[str, set[Any]] = {}
     for each in charts(built):
-        if isinstance(each, Lines | Scatter) and not each.chart.key.startswith(("tsne", "ceiling")):
+        if isinstance(each, Lines | Scatter) and not each.chart.key.startswith(("tsne", "ceiling", "client-time")):
             for trace in each.traces:
                 looks.setdefault(trace.series, set()).add((trace.label, trace.style))
     assert len(looks) == 3
@@ -526,6 +526,19 @@ def test_bytes_are_summed(tmp_path: Path) -> None:
     edit(run / "metrics.jsonl", bytes_up=2_000_000, bytes_down=3_000_000)
     (row,) = grid(page(run), "bytes").rows
     assert [cell.value for cell in row[2:5]] == [2e6 + 4 * 1_204_000, 3e6 + 4 * 1_204_000, 5e6 + 4 * 2_408_000]
+
+
+def test_seconds_of_clients_are_summed_round_by_round(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"a{seed}", seed=seed, curves={"m": [0.1, 0.2, 0.3]}) for seed in (0, 1)]
+    edit(runs[0] / "metrics.jsonl", seconds={"clients": 4.1, "server": 9.0})
+    other = write_run(tmp_path / "b", method="fedavg", curves={"m": [0.1]})
+    lines = chart(page(*runs, other), "client-time")
+    assert isinstance(lines, Lines)
+    (trace,) = lines.traces  # of one round there is no line
+    assert trace.xs == (0, 1, 2, 3)
+    assert trace.ys == pytest.approx((0, 3.1, 5.2, 7.3))
+    assert trace.spreads[0] is None
+    assert trace.spreads[1:] == pytest.approx((2**0.5,) * 3)
 
 
 # --- theory and images ---------------------------------------------------------------------------------------------------

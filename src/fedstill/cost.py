@@ -70,6 +70,7 @@ class Cost:
         seconds_once: by phase, of what a run does once.
         memory: peak of a process that did one small step of everything, in bytes; None where the system does not tell.
         workers: processes; each takes about ``memory``.
+        remarks: what the method has to say of such a run.
     """
 
     histogram: Mapping[str, Sequence[int]]
@@ -83,6 +84,7 @@ class Cost:
     seconds_once: Mapping[str, float]
     memory: int | None
     workers: int
+    remarks: Sequence[str] = ()
 
     @property
     def bytes_down(self) -> int:
@@ -180,6 +182,7 @@ def estimate(experiment: Experiment) -> Cost:
         seconds_once=once,
         memory=peak_memory(),
         workers=workers,
+        remarks=getattr(method, "remarks", lambda rounds: ())(experiment.rounds),
     )
 
 

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedstill.algorithms.virtual import OnVirtual, kept_set
+from fedstill.data.shard import Shard
+from fedstill.engines.memory import Memory
 from fedstill.errors import InputError, suggestion
 from fedstill.evaluate.clients import compare, place
+from fedstill.evaluate.distilled import compare_distilled, place_distilled
 from fedstill.evaluate.features import Space, model_space, pixel_space, random_space
 from fedstill.evaluate.fresh import PLACE, rates_of, read_sets, recipe_json, recipe_of, results_json, train_fresh, union
 from fedstill.evaluate.networks import named, read_choice
 from fedstill.experiment import Experiment, Parts
-from fedstill.files import round_stem, write_json
+from fedstill.files import numbered, round_stem, write_json
 from fedstill.folder import EVALUATION, EXPERIMENT
 from fedstill.kept import check_data, check_run, kept_round
 from fedstill.models.choice import Choice
@@ -59,8 +63,8 @@ class Asked:
 
     Attributes:
         fresh: networks on a synthetic set; None: not asked for.
-        mmd: how unlike clients' images are.
-        tsne: a map of clients' images.
+        mmd: how unlike clients' images are; where clients distilled their own, before and after that.
+        tsne: a map of clients' images; where clients distilled their own, one of those too.
         features: of ``mmd`` and ``tsne``: ``random``, ``pixels``, ``model`` (the run's own), or a model's file.
         images: of each client, for ``mmd`` and ``tsne``; None: as many as are useful.
         allow_import: whether that file may name a user's own factory, whose code is then run.
@@ -123,10 +127,20 @@ def evaluate_run(
         if asked.mmd or asked.tsne:
             space = _space(run, parts, asked, device)
             train, held = parts.data.train, parts.partition.clients
+            virtual = _virtual(run, experiment, parts)
+            at = desk.at("images")
             if asked.mmd:
-                found["mmd"] = compare(train, held, space, images=asked.images, desk=desk.at("images"))
+                found["mmd"] = compare(train, held, space, images=asked.images, desk=at)
+                if virtual is not None:
+                    found["mmd"]["virtual"] = virtual.measured(
+                        lambda own: compare_distilled(train, held, own, space, images=asked.images, desk=at)
+                    )
             if asked.tsne:
-                found["tsne"] = place(train, held, space, images=asked.images, desk=desk.at("images"))
+                found["tsne"] = place(train, held, space, images=asked.images, desk=at)
+                if virtual is not None:
+                    found["tsne"]["virtual"] = virtual.measured(
+                        lambda own: place_distilled(own, space, images=asked.images, desk=at)
+                    )
         if asked.fresh is not None and number is not None:
             found["fresh"] = _fresh(run, experiment, parts, asked.fresh, number, desk)
     # read again: another evaluation may have ended meanwhile
@@ -151,6 +165,59 @@ def _read(path: Path) -> dict[str, Any]:
     if version > VERSION:
         raise InputError(f"{path} was written by a newer fedstill (format {version}): upgrade fedstill")
     return dict(content)
+
+
+# --- virtual images --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Virtual:
+    """Clients' own virtual images as their memory holds them after ``round``.
+
+    Attributes:
+        own: by client.
+        round: of the newest checkpoint.
+        initial: they are those that clients began with; else the method has moved them since.
+        missing: why there are none; empty where there are some.
+    """
+
+    own: Mapping[str, Shard]
+    round: int | None
+    initial: bool
+    missing: str
+
+    def measured(self, measure: Callable[[Mapping[str, Shard]], dict[str, Any]]) -> dict[str, Any]:
+        """What ``measure`` finds, or why there is nothing: real images are compared all the same."""
+        if self.missing:
+            return {"missing": self.missing}
+        try:
+            found = measure(self.own)
+        except InputError as error:
+            return {"missing": str(error)}
+        return {"round": self.round, "initial": self.initial, **found}
+
+
+def _virtual(run: Path, experiment: Experiment, parts: Parts) -> _Virtual | None:
+    """None where clients train on their own images as they are."""
+    if not (isinstance(parts.algorithm, OnVirtual) or experiment.algorithm.makes_virtual):
+        return None
+    done = numbered(run / "checkpoints", ".json")
+    memory = Memory(run / "memory")
+    own: dict[str, Shard] = {}
+    if not done:
+        missing = "no round is done yet, so no client has virtual images"
+    elif not (run / "memory").is_dir():
+        missing = f"{run} holds no memory of its clients, so their virtual images stay where the clients are"
+    else:
+        kept = {client: kept_set(memory.read(client, done[-1] + 1), parts.world) for client in parts.partition.clients}
+        own = {client: shard for client, shard in kept.items() if shard is not None}
+        missing = "" if own else "no client's memory holds virtual images"
+    return _Virtual(
+        own=own,
+        round=done[-1] if done else None,
+        initial=not experiment.algorithm.makes_virtual,
+        missing=missing,
+    )
 
 
 # --- fresh networks --------------------------------------------------------------------------------------------------

@@ -403,10 +403,11 @@ def starter(method: str) -> Experiment:
         InputError: the method is unknown.
     """
     name = method.rpartition(":")[2].lower()
-    more = ALGORITHMS[method].starter if method in ALGORITHMS else {}
-    return Experiment.from_table(
-        {"name": f"{name}-digits", "data": {"size": 16}, "algorithm": {"name": method, **more}}
-    )
+    table: dict[str, Any] = {"name": f"{name}-digits", "data": {"size": 16}, "algorithm": {"name": method}}
+    for key, value in (ALGORITHMS[method].starter if method in ALGORITHMS else {}).items():
+        head, _, rest = key.partition(".")
+        table = {**table, head: {**table.get(head, {}), rest: value} if rest else value}
+    return Experiment.from_table(table)
 
 
 def _is_prior_file(value: Any) -> bool:

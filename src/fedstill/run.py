@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedstill import checkpoint, folder
 from fedstill.bundle import Bundle
 from fedstill.engines.local import LocalEngine
@@ -98,6 +100,8 @@ def _recorded(record: _Record, hear: Reporter, *, resume: bool, overwrite: bool)
     """The rounds that are left, each kept as it ends; whatever stops them, how to go on is said."""
     out, experiment = record.out, record.experiment
     state, done = record.restore(hear) if resume else record.begin(overwrite=overwrite)
+    for remark in getattr(record.parts.algorithm, "remarks", lambda rounds: ())(experiment.rounds):
+        hear.note(remark)
     hear.opening(Opening(experiment, out, tuple(record.rows), experiment.rounds, record.parts.data.skipped))
     ending: Ending = "failed"
     try:
@@ -153,7 +157,7 @@ def _work(
         progress=progress,
     )
     engine = LocalEngine(parts.algorithm, parts.sites, desk, record.memory)
-    began = time.perf_counter()
+    pace = _Pace(experiment.rounds)
     worked = rounds(
         parts.algorithm,
         engine,
@@ -177,7 +181,33 @@ def _work(
         number = measured.round.number
         record.log(number, measured.clients.failures)
         record.add(measured)
-        yield measured.row, (time.perf_counter() - began) / (number - done) * (experiment.rounds - number)
+        yield measured.row, pace.left(number)
+
+
+class _Pace:
+    """What is left of a run, in seconds, by the rounds since the first of this sitting, which may have done what is done once."""
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds = rounds
+        self._began = time.perf_counter()
+        self._first: tuple[int, float] | None = None
+
+    def left(self, number: int) -> float:
+        """After round ``number``."""
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = number, now
+            return (now - self._began) * (self._rounds - number)
+        before, then = self._first
+        return (now - then) / (number - before) * (self._rounds - number)
+
+
+def _other_sets(before: Bundle, after: Bundle) -> bool:
+    """Whether the distilled sets are not those of the round before."""
+    old, new = before.members("synthetic"), after.members("synthetic")
+    return old.keys() != new.keys() or any(
+        not torch.equal(old[client][name], tensor) for client, group in new.items() for name, tensor in group.items()
+    )
 
 
 def _usable(record: _Record, worked: Iterator[Round], hear: Reporter) -> Iterator[Round]:
@@ -247,9 +277,9 @@ class _Record:
     def add(self, measured: Measured) -> None:
         """Keep a round. The checkpoint comes last: what is before it in the folder is redone if it is missing."""
         each, row = measured.round, measured.row
-        self.state = each.state
+        before, self.state = self.state, each.state
         self.rows.append(row)
-        if each.aggregated:  # else the sets are those of the round before
+        if _other_sets(before, each.state):  # a method may leave them as they were
             save_synthetic(
                 self.out / "synthetic",
                 each.number,

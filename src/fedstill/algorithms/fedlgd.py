@@ -17,8 +17,10 @@ Symbols: τ ``selected``, λ ``weight``, η ``lr``, θ the ``model`` group, D^g 
 images a class of D^g ``global_ipc``, of D^c ``virtual.ipc``; ψ the features before the classifier. Rounds are counted from 1: the
 paper's τ = {0, 5, …, 45} is our {1, 6, …, 46}.
 
-What travels: θ both ways; D^g to clients in the rounds that train on it; with ``selected_training = "both"`` a gradient from
-clients. D^c stays in the client's memory.
+What travels. To clients: θ, and D^g in the rounds that train on it. From clients: θ_c, or with ``average = "gradients"`` its
+change as a gradient; the number of real images and the mean training loss; in selected rounds five numbers that say how moving
+D^c went (three matching losses, on real images, and the least and the largest pixel of D^c), and with ``selected_training =
+"both"`` a gradient more. D^c stays in the client's memory.
 
 Where paper [P] and released code [C] differ, or leave something open:
 
@@ -34,25 +36,32 @@ Where paper [P] and released code [C] differ, or leave something open:
 * D^g begins as noise [P]. The code averages the clients' class statistics, which tells the server of them; it is not offered.
 * The code ends a class that a client lacks with an error. Here ``virtual.missing`` says what becomes of it.
 
-R with D^g in full is three quarters of a local step. Little of it can be saved exactly: D^g's features move with θ, and R's
-gradient goes through all of them; only D^g's images in the batch need no second pass. ``anchors = "kept"`` is another R, and an
-epoch of it four times faster than a plain one: for the others it takes the features that they had when they were last in a batch
-(before: of the network that arrived, in evaluation mode), without a gradient. R then pulls the batch to where D^g was up to one
-epoch ago, and pushes D^g's own features only where they are in the batch.
+* Clients count equally in the mean [P]. Where they hold different classes, methods on virtual images (``[virtual]``) weigh them
+  by the size of D^c instead: ``weighting = "own"`` does the same here, to compare like with like.
 
-BatchNorm is averaged with the rest. D^g's images beside the batch are a batch of their own to it; matching is in evaluation mode.
+Most of a local step is R with D^g in full. Little of it can be saved exactly: D^g's features move with θ, and R's gradient goes
+through all of them; only D^g's images in the batch need no second pass. ``anchors = "kept"`` is another R: for the others it
+takes the features that they had when they were last in a batch (before: of the network that arrived, in evaluation mode), without
+a gradient. R then pulls the batch to where D^g was up to one epoch ago, and pushes D^g's own features only where they are in the
+batch. docs/results/fedlgd.md has what that saves, and what it costs.
+
+The discrepancy R of the ablation has a Gaussian kernel whose σ is the median distance among the features of batch and D^g, anew
+at each step, and keeps the terms of an image with itself.
+
+BatchNorm is refused. The clients' θ − θ_c comes of batch statistics, ∇CE(D^g) has none of the same kind to be compared with, and
+random networks, in which D^c begins, have seen no image to normalise by.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from fedstill.algorithms.anchors import Anchors, Contribution
 from fedstill.algorithms.averaging import BatchSize, Decay, Epochs, FedAvg, Momentum, Rate, figures
@@ -61,7 +70,7 @@ from fedstill.algorithms.virtual import VirtualSettings, own_set, remember
 from fedstill.bundle import Bundle, Group
 from fedstill.data.shard import Shard
 from fedstill.distill.canvas import Canvas
-from fedstill.distill.distribution import DistributionMatcher, NearbyNetworks
+from fedstill.distill.distribution import DistributionMatcher, NearbyNetworks, has_batch_norm
 from fedstill.distill.gradient import GradientMatcher
 from fedstill.distill.health import Health, descend
 from fedstill.distill.virtual import canvas_of
@@ -75,6 +84,7 @@ __all__ = ["GLOBAL", "FedLGD", "Schedule"]
 GLOBAL = "synthetic:global"
 SHARE = "gradient:own"
 SELECTED = "selected"
+OWN_COUNT = "virtual"
 _MATCHING = ("start", "end", "best", "pixel_min", "pixel_max")
 
 
@@ -88,19 +98,28 @@ class Schedule:
     every: Annotated[int, Field(ge=1)] = 5
     first: Annotated[int, Field(ge=1)] = 1
 
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self.first + self.count * self.every, self.every))
+
     def __contains__(self, number: int) -> bool:
         place, rest = divmod(number - self.first, self.every)
         return rest == 0 and 0 <= place < self.count
 
 
+def _once(selected: Schedule | tuple[int, ...]) -> Schedule | tuple[int, ...]:
+    """Each round of a list once, rising: one τ has one spelling."""
+    return selected if isinstance(selected, Schedule) else tuple(sorted(set(selected)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class FedLGD:
-    """FedLGD. Defaults are the paper's for DIGITS."""
+    """FedLGD. Defaults are the paper's for DIGITS or, where marked, the released code's."""
 
     world: World
     virtual: VirtualSettings = field(default_factory=VirtualSettings)
     selected: Annotated[
         Schedule | tuple[Annotated[int, Field(ge=1)], ...],
+        AfterValidator(_once),
         Field(description="tau: rounds, from 1, as a list or by rule [paper: 10, every 5th, from the first]"),
     ] = field(default_factory=Schedule)
     # clients
@@ -110,54 +129,70 @@ class FedLGD:
     momentum: Momentum = 0.0
     decay: Decay = 0.0
     selected_training: Annotated[
-        Literal["own", "both"], Field(description="in selected rounds: on D^c [paper], or on D^c and D^g [code]")
+        Literal["own", "both"],
+        Field(description="in selected rounds: own = on D^c [paper], both = on D^c and D^g [code]"),
     ] = "own"
-    match_steps: Annotated[int, Field(ge=0, description="on D^c in a selected round [paper]")] = 100
+    match_steps: Annotated[int, Field(ge=0, description="steps on D^c in a selected round [paper]")] = 100
     # the regulariser
     regulariser: Annotated[
-        Literal["contrast", "mmd", "none"], Field(description="R, that draws clients to D^g [paper; its ablation: mmd]")
+        Literal["contrast", "mmd", "none"],
+        Field(description="R, that draws clients to D^g: contrast [paper], mmd [its ablation], or none"),
     ] = "contrast"
     weight: Annotated[float, Field(ge=0, description="lambda, of R [paper: 10 on DIGITS, 1 on CIFAR10-C]")] = 10.0
     temperature: Annotated[float, Field(gt=0, description="of the contrast [paper]")] = 0.07
     reduction: Annotated[
-        Literal["mean", "sum"], Field(description="of the contrast over anchors [code; paper: sum]")
+        Literal["mean", "sum"], Field(description="of the contrast over anchors: mean [code], sum [paper]")
     ] = "mean"
     anchors: Annotated[
         Literal["exact", "kept"],
         Field(
-            description="features of D^g in R: with a gradient [paper], or of their last batch without [ours, faster]"
+            description="features of D^g in R: exact = with a gradient [paper], kept = of their last batch [ours, faster]"
         ),
     ] = "exact"
     # the server
     average: Annotated[
-        Literal["weights", "gradients"], Field(description="what clients send [code; paper: gradients]")
+        Literal["weights", "gradients"], Field(description="what clients send: weights [code], gradients [paper]")
     ] = "weights"
     server_lr: Annotated[
         float | None, Field(gt=0, description="step size on averaged gradients; none: that of clients")
     ] = None
     weighting: Annotated[
-        Literal["equal", "examples"],
-        Field(description="of clients in the mean: equal [paper], or by their real images"),
+        Literal["equal", "own", "examples"],
+        Field(description="of clients in the mean: equal [paper], own = by the size of D^c, examples = by real images"),
     ] = "equal"
     global_ipc: Annotated[int, Field(ge=1, description="images a class of D^g [paper]")] = 10
-    distill_steps: Annotated[int, Field(ge=1, description="on D^g in a selected round [paper]")] = 500
+    distill_steps: Annotated[int, Field(ge=0, description="steps on D^g in a selected round [paper]; 0: noise")] = 500
     distill_lr: Annotated[float, Field(gt=0, description="step size of D^g's pixels [paper]")] = 1.0
     distill_momentum: Annotated[float, Field(ge=0, lt=1, description="of SGD on D^g's pixels [paper]")] = 0.5
     match_at: Annotated[
-        Literal["old", "new"], Field(description="weights at which D^g is matched: those sent [code], or the new ones")
+        Literal["old", "new"],
+        Field(
+            description="weights at which D^g is matched: old = those sent [Algorithm 1, code], new = the mean [Eq. 6]"
+        ),
     ] = "old"
     chunk: Annotated[
-        int, Field(ge=1, description="images of D^g whose graph is held at a time; more than these take a third longer")
+        int, Field(ge=1, description="images of D^g whose graph is held at a time; more images take one pass more")
     ] = 100
 
     def init(self, clients: Sequence[str], desk: Desk) -> Bundle:
         """The network; there is no D^g yet.
 
         Raises:
-            InputError: ``virtual.use`` is false; or as :meth:`VirtualSettings.check`.
+            InputError: ``virtual.use`` is false, the network has BatchNorm, an option could have no effect; or as
+                :meth:`VirtualSettings.check`.
         """
         if not self.virtual.use:
             raise InputError("virtual.use = false: FedLGD's clients train on virtual images; remove this key")
+        if self.server_lr is not None and self.average == "weights":
+            raise InputError(
+                f"algorithm.server_lr = {self.server_lr}: averaged weights take no step; use algorithm.average = 'gradients', "
+                "or remove this key"
+            )
+        if has_batch_norm(self.world.architecture):
+            raise InputError(
+                f"model: '{self.world.architecture.name}' has BatchNorm, whose batch statistics are in the clients' gradients "
+                "and in none of D^g's to be matched to them; use another model.norm"
+            )
         self.virtual.check(self.world)
         return self._averaging.init(clients, desk)
 
@@ -176,6 +211,8 @@ class FedLGD:
     def local(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> tuple[Bundle, Bundle]:
         own = own_set(self.virtual, site.train, memory, self.world, desk)
         numbers: dict[str, float] = {"examples": len(site.train)}
+        if self.weighting == "own":
+            numbers[OWN_COUNT] = len(own)
         selected = SELECTED in inbox.numbers
         if selected and self.match_steps:
             own, health = self._move(own, site.train, inbox, desk)
@@ -200,9 +237,10 @@ class FedLGD:
         clients: dict[str, dict[str, Any]] = {}
         like = self._due(state)
         means = {name: Mean() for name in like}
-        sieve = Sieve(replies, like)
+        weight_by = {"equal": None, "own": OWN_COUNT, "examples": "examples"}[self.weighting]
+        sieve = Sieve(replies, like, counts=("examples", *((OWN_COUNT,) if weight_by == OWN_COUNT else ())))
         for reply in sieve:
-            weight = 1.0 if self.weighting == "equal" else reply.bundle.numbers["examples"]
+            weight = 1.0 if weight_by is None else reply.bundle.numbers[weight_by]
             for name, mean in means.items():
                 mean.add(reply.bundle.groups[name], weight)
             clients[reply.client] = figures(reply.bundle) | _matching(reply.bundle)
@@ -224,6 +262,14 @@ class FedLGD:
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
         return self._averaging.models(state)
+
+    def remarks(self, rounds: int) -> Sequence[str]:
+        """What a user of ``rounds`` rounds may want to know before they begin."""
+        told = list(self.selected)
+        late = sum(number > rounds for number in told)
+        if not late:
+            return ()
+        return (f"{late} of {len(told)} selected rounds lie beyond the run's {rounds}; the last is round {max(told)}",)
 
     # --- a client ------------------------------------------------------------------------------------------------
 

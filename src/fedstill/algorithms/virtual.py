@@ -47,7 +47,7 @@ class VirtualSettings:
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     use: Annotated[
-        bool, Field(description="false: clients train on their own images, as if this table were not there")
+        bool, Field(description="false: clients train on real images, as if this table were not there; not with FedLGD")
     ] = True
     ipc: Annotated[int, Field(ge=1, description="images a class and client [FedLGD: 10 or 50]")] = 10
     start: Annotated[
@@ -57,14 +57,17 @@ class VirtualSettings:
         ),
     ] = "statistics"
     missing: Annotated[
-        Missing, Field(description="a class that a client lacks: none, or images from its overall statistics")
+        Missing,
+        Field(description="of a class that a client lacks: none, or overall = images from all its classes' statistics"),
     ] = "none"
     steps: Annotated[
         int, Field(ge=0, description="of distribution matching, once a client [FedLGD's code: 10000]; 0: the start")
     ] = 10_000
     networks: Annotated[
         Literal["random", "convnet"],
-        Field(description="matched in: fresh ones of the run's kind [FedLGD], or always ConvNets [its code]"),
+        Field(
+            description="matched in: random = fresh ones of the run's kind [FedLGD], convnet = always those [its code]"
+        ),
     ] = "random"
     real_batch: Annotated[int, Field(ge=1, description="real images a class and step [FedLGD]")] = 256
     lr: Annotated[float, Field(gt=0, description="step size of pixels [FedLGD]")] = 1.0
@@ -80,10 +83,13 @@ class VirtualSettings:
         """All that can be refused, before a client works.
 
         Raises:
-            InputError: an augmentation is unknown, or a ConvNet does not take such images.
+            InputError: an augmentation is unknown, a ConvNet does not take such images, or random networks would have
+                BatchNorm.
         """
         self.matching_augmentation()
         self.architecture(world).check()
+        if self.steps:
+            FreshNetworks(self.architecture(world)).check()
 
     def architecture(self, world: World) -> Architecture:
         """Of the networks that are matched in."""

@@ -70,7 +70,7 @@ def evaluate(
         ),
     ] = None,
     mmd: Annotated[
-        bool, typer.Option("--mmd", help="Of a run: compare clients' images, with a standard error.")
+        bool, typer.Option("--mmd", help="Of a run: compare clients' images, real and virtual, with a standard error.")
     ] = False,
     tsne: Annotated[bool, typer.Option("--tsne", help="Of a run: map clients' images by t-SNE.")] = False,
     features: Annotated[
@@ -148,8 +148,15 @@ def _say_run(run: Path, found: Mapping[str, Any]) -> None:
         _say_fresh(found["fresh"])
     if "mmd" in found:
         _say_mmd(found["mmd"])
+        if "virtual" in found["mmd"]:
+            _say_virtual(found["mmd"]["virtual"])
     if "tsne" in found:
-        typer.echo(f"t-SNE of {len(found['tsne']['points'])} images, features: {found['tsne']['features']}")
+        _say_map("images", found["tsne"])
+        virtual = found["tsne"].get("virtual", {})
+        if "points" in virtual:
+            _say_map("virtual images", virtual)
+        elif virtual and "mmd" not in found:  # else it was said
+            typer.echo(virtual["missing"])
     typer.echo(f"written: {run / EVALUATION}; 'fedstill report {run}' shows it", err=True)
 
 
@@ -210,6 +217,10 @@ def _say_scores(results: Sequence[Mapping[str, Any]]) -> None:
     say_table("", ["network", "seeds", "accuracy", "balanced", "calibration error"], lines)
 
 
+def _say_map(what: str, found: Mapping[str, Any]) -> None:
+    typer.echo(f"t-SNE of {len(found['points'])} {what}, features: {found['features']}")
+
+
 def spread(values: Sequence[float | None]) -> str:
     """Mean ± sample standard deviation; of one value the value."""
     known = [value for value in values if value is not None]
@@ -247,3 +258,38 @@ def _say_mmd(found: Mapping[str, Any]) -> None:
     )
     for each in found["left_out"]:
         typer.echo(f"left out: {each['client']}: {each['reason']}")
+
+
+def _say_virtual(found: Mapping[str, Any]) -> None:
+    if "missing" in found:
+        typer.echo(found["missing"])
+        return
+    told = found["change"]
+    typer.echo(
+        f"the same by {found['images']} real and {found['images']} virtual images each"
+        f"{', as the clients began' if found['initial'] else ''}, after round {found['round']}, mean over pairs"
+    )
+    say_table(
+        "",
+        ["", "MMD²", "95 % interval over clients"],
+        [
+            ["real", f"{told['before']:.4f}", ""],
+            ["virtual", f"{told['after']:.4f}", ""],
+            ["difference", f"{told['difference']:+.4f}", _interval(told["low"], told["high"], "+.4f")],
+            ["ratio", _number(told["ratio"], ".2f"), _interval(told["ratio_low"], told["ratio_high"], ".2f")],
+            ["further apart", f"{told['rose']} of {told['pairs']} pairs", ""],
+        ],
+    )
+    typer.echo(
+        f"distilled images are no independent draws: 'virtual' may be too low, by about {found['slack']:.4f} at most"
+    )
+    for each in found["left_out"]:
+        typer.echo(f"left out: {each['client']}: {each['reason']}")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _interval(low: float | None, high: float | None, form: str) -> str:
+    return "–" if low is None or high is None else f"{low:{form}} to {high:{form}}"

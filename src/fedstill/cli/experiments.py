@@ -255,3 +255,5 @@ def _say_cost(cost: Cost, *, as_json: bool) -> None:
         f"time a round with {cost.workers} {'worker' if cost.workers == 1 else 'workers'}: {phases}; "
         f"in {cost.rounds} rounds about {seconds_text(cost.total_seconds)}"
     )
+    for remark in cost.remarks:
+        typer.echo(f"note: {remark}")

@@ -62,6 +62,7 @@ __all__ = [
     "Noise",
     "draw_near",
     "epsilon",
+    "has_batch_norm",
     "zcdp",
 ]
 
@@ -94,15 +95,20 @@ class FreshNetworks:
         Raises:
             InputError: the network has some; or as :meth:`Architecture.build`.
         """
-        if any(isinstance(layer, BATCH_NORMS) for layer in self.architecture.build(Seed.root(0)).modules()):
+        if has_batch_norm(self.architecture):
             raise InputError(
                 f"matching with random networks: '{self.architecture.name}' has BatchNorm, which has seen no image there and "
-                "normalises nothing; use another model.norm, or networks near the received one (FedDM: "
-                "algorithm.networks = 'ball')"
+                "normalises nothing; use another model.norm, or match with other networks (FedDM: algorithm.networks = "
+                "'ball'; virtual images: virtual.networks = 'convnet')"
             )
 
     def draw(self, seed: Seed) -> Network:
         return _frozen(self.architecture.build(seed).to(self.device))
+
+
+def has_batch_norm(architecture: Architecture) -> bool:
+    """Whether any of its layers is BatchNorm."""
+    return any(isinstance(layer, BATCH_NORMS) for layer in architecture.build(Seed.root(0)).modules())
 
 
 @dataclass(frozen=True)

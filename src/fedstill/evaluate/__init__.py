@@ -8,6 +8,7 @@ mmd.py            how unequal samples of features are, with a standard error
 embedding.py      t-SNE of features
 features.py       the spaces in which clients' images are compared
 clients.py        clients' images compared and mapped, by the two above
+distilled.py      clients' real and virtual images compared alike: what distilling them changed
 fresh.py          fresh networks trained on a saved synthetic set
 networks.py       networks as the command line names them
 """

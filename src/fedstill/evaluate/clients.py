@@ -19,7 +19,7 @@ from fedstill.evaluate.features import Space
 from fedstill.evaluate.mmd import FEWEST, discrepancies
 from fedstill.rounds import Desk
 
-__all__ = ["compare", "place"]
+__all__ = ["ENOUGH", "Held", "compare", "features_of", "place", "table_of"]
 
 MOST_COMPARED, ENOUGH = 250, 20
 """Where nobody says how many: images of each client that are compared at most; and fewest that a client must hold."""
@@ -53,15 +53,15 @@ def compare(train: Shard, held: Held, space: Space, *, images: int | None, desk:
             f"give a smaller --images, {FEWEST} at least"
         )
     each = min(MOST_COMPARED, *(len(held[client]) for client in taken)) if images is None else images
-    samples = _features(train, space, _drawn(held, taken, each, desk), desk)
+    samples = features_of(train, space, _drawn(held, taken, each, desk), desk)
     found = discrepancies(samples, progress=lambda done, total: desk.progress("compare clients", done, total))
     return {
         "features": space.name,
         "images": found.n,
         "bandwidth": found.bandwidth,
         "clients": list(found.clients),
-        "squared": _table(found.squared),
-        "error": _table(found.error),
+        "squared": table_of(found.squared),
+        "error": table_of(found.error),
         "halves": [
             {"client": client, "squared": half.squared, "error": half.error, "images": half.n}
             for client, half in zip(found.clients, found.halves, strict=False)
@@ -87,7 +87,7 @@ def place(train: Shard, held: Held, space: Space, *, images: int | None, desk: D
     """
     each = max(1, min(MOST_PLACED, MOST_POINTS // len(held))) if images is None else images
     rows = _drawn(held, list(held), each, desk)
-    samples = _features(train, space, rows, desk)
+    samples = features_of(train, space, rows, desk)
     desk.progress("t-SNE", 0, 1)
     found = tsne(np.concatenate(list(samples.values())), seed=desk.seed.at("tsne"))
     desk.progress("t-SNE", 1, 1)
@@ -110,8 +110,12 @@ def _drawn(held: Held, clients: Sequence[str], each: int, desk: Desk) -> dict[st
     }
 
 
-def _features(train: Shard, space: Space, rows: Held, desk: Desk) -> dict[str, NDArray[np.float32]]:
-    """Feature vectors by client."""
+def features_of(train: Shard, space: Space, rows: Held, desk: Desk) -> dict[str, NDArray[np.float32]]:
+    """Feature vectors by client, [n, d].
+
+    Raises:
+        InputError: some are not finite.
+    """
     found = {}
     for client, chosen in rows.items():
         found[client] = space.features(train.take(chosen))
@@ -123,6 +127,6 @@ def _features(train: Shard, space: Space, rows: Held, desk: Desk) -> dict[str, N
     return found
 
 
-def _table(values: NDArray[np.float64]) -> list[list[float | None]]:
+def table_of(values: NDArray[np.float64]) -> list[list[float | None]]:
     """Plain numbers; null on the diagonal."""
     return [[value if math.isfinite(value) else None for value in row] for row in values.tolist()]

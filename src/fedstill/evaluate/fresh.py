@@ -29,6 +29,7 @@ from fedstill.train import Recipe, fit
 __all__ = [
     "PLACE",
     "FreshScore",
+    "rates_of",
     "read_sets",
     "recipe_json",
     "recipe_of",

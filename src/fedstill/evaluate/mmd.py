@@ -69,6 +69,7 @@ class Discrepancies:
         bandwidth: σ, in units of the features.
         squared: [clients, clients], symmetric; NaN on the diagonal.
         error: standard errors, likewise.
+        within: [clients], each client's mean kernel of two different samples.
         halves: each client's first n // 2 samples against its next n // 2, with the error of samples that are alike: zero
             within it, or the samples were in no random order. Empty where n is below 2 × :data:`FEWEST`.
     """
@@ -78,6 +79,7 @@ class Discrepancies:
     bandwidth: float
     squared: Floats
     error: Floats
+    within: Floats
     halves: tuple[Estimate, ...]
 
 
@@ -111,13 +113,17 @@ def median_distance(samples: Mapping[str, Features]) -> float:
 
 
 def discrepancies(
-    samples: Mapping[str, Features], *, progress: Callable[[int, int], None] | None = None
+    samples: Mapping[str, Features],
+    *,
+    bandwidth: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Discrepancies:
     """MMD² of every pair of clients.
 
     Args:
         samples: features by client, [n, d], with the same n of at least :data:`FEWEST` and the same d for all, in random
             order.
+        bandwidth: σ; None: :func:`median_distance` of the samples.
         progress: ``progress(pairs done, pairs)``.
 
     Raises:
@@ -127,7 +133,7 @@ def discrepancies(
     shapes = {rows.shape for rows in samples.values()}
     if len(shapes) != 1 or len(next(iter(samples.values()))) < FEWEST:
         raise ValueError(f"samples of {sorted(shapes)}: all need as many rows, {FEWEST} at least, and as many columns")
-    bandwidth = median_distance(samples)
+    bandwidth = median_distance(samples) if bandwidth is None else bandwidth
     count, n = len(clients), len(samples[clients[0]])
     squared, error = (np.full((count, count), np.nan) for _ in range(2))
     blocks = _Blocks(samples)
@@ -141,7 +147,8 @@ def discrepancies(
             progress(done, pairs)
     half = n // 2
     halves = [_estimate(*_split(kernel[: 2 * half, : 2 * half], half), alike=True) for kernel in own if half >= FEWEST]
-    return Discrepancies(clients, n, bandwidth, squared, error, tuple(halves))
+    within = np.array([(kernel.sum() - n) / (n * (n - 1)) for kernel in own])
+    return Discrepancies(clients, n, bandwidth, squared, error, within, tuple(halves))
 
 
 class _Blocks:

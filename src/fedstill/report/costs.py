@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fedstill.report import cells, words
+from fedstill.report.accuracy import line_table
 from fedstill.report.groups import Group, Point, summarise
-from fedstill.report.parts import Axis, Bars, Block, Chart, Folded, Grid, Section, Text
+from fedstill.report.parts import Axis, Bars, Block, Chart, Folded, Grid, Lines, Section, Text, Trace
 from fedstill.report.rows import Row
 from fedstill.report.runs import Run
+from fedstill.report.series import key_of, panelled, styles
 
 __all__ = ["MOST_ROWS", "costs", "total"]
 
@@ -25,6 +27,7 @@ def costs(groups: Sequence[Group]) -> Section | None:
     blocks: list[Block] = []
     if (chart := _time(groups)) is not None:
         blocks.append(chart)
+    blocks += _client_time(groups)
     blocks += [_ledger(groups), _by_round(groups)]
     return Section("costs", "What it cost", tuple(blocks))
 
@@ -92,6 +95,53 @@ def _time(groups: Sequence[Group]) -> Bars | None:
         ),
         Axis("time", "seconds"),
     )
+
+
+def _client_time(groups: Sequence[Group]) -> Iterator[Block]:
+    """Seconds of the phase ``clients`` so far, by round; nothing where no method has two rounds of them."""
+    look = styles(groups)
+    found = [
+        (f"g{index}-clients", group.label, curve)
+        for index, group in enumerate(groups)
+        if not group.pooled and len(curve := group.summed(lambda row: row.seconds.get("clients"))) > 1
+    ]
+    if not found:
+        return
+    key, title = "client-time", "Time of clients so far"
+    ends = [words.duration(curve[max(curve)]) for *_, curve in found]
+    told = "; ".join(f"{label}: {end}" for (_, label, _), end in zip(found, ends, strict=True))
+    columns = {label: {number: cells.duration(point) for number, point in curve.items()} for _, label, curve in found}
+    traces, panels = panelled(
+        [
+            Trace(
+                series,
+                label,
+                look[label],
+                # from nothing, so that heights compare as sums do
+                (0, *curve),
+                (0.0, *(point.mean for point in curve.values())),
+                (None, *(point.spread for point in curve.values())),
+            )
+            for series, label, curve in found
+        ],
+        [label for _, label, _ in found],
+    )
+    drawn = Lines(
+        Chart(
+            key,
+            title,
+            "Wall time until the last reply, summed over rounds, virtual images made on the way included. Whatever else the "
+            "machine does adds to it; several processes shorten it. Mean over seeds, bands: ± one sample standard deviation.",
+            f"{title}, by round. After the last round: {told}.",
+            line_table(key, title, columns),
+        ),
+        traces,
+        Axis("round", "round"),
+        Axis("wall time, cumulative", "seconds"),
+        panels=panels,
+    )
+    yield key_of(drawn.traces, ends)
+    yield drawn
 
 
 def _phases(group: Group) -> dict[str, Point]:

@@ -9,7 +9,22 @@ from typing import Any
 
 from fedstill.report.reading import Table, as_count, as_figure, as_list, as_share, as_table, as_text, read_json
 
-__all__ = ["Discrepancy", "Embedding", "Evaluated", "Fresh", "FreshScore", "Half", "Placed", "read_evaluated"]
+__all__ = [
+    "Change",
+    "Discrepancy",
+    "Distilled",
+    "Embedding",
+    "Evaluated",
+    "Fresh",
+    "FreshScore",
+    "Half",
+    "Matrix",
+    "Placed",
+    "Side",
+    "read_evaluated",
+]
+
+Matrix = tuple[tuple[float | None, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -58,8 +73,8 @@ class Discrepancy:
     images: int | None
     bandwidth: float | None
     clients: tuple[str, ...]
-    squared: tuple[tuple[float | None, ...], ...]
-    error: tuple[tuple[float | None, ...], ...]
+    squared: Matrix
+    error: Matrix
     halves: tuple[Half, ...]
     left_out: tuple[tuple[str, str], ...]
 
@@ -84,12 +99,70 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class Side:
+    """Squared discrepancies of clients and their standard errors, by real or by virtual images."""
+
+    squared: Matrix
+    error: Matrix
+
+
+@dataclass(frozen=True)
+class Change:
+    """Means over pairs and what changed; fields as in :class:`fedstill.evaluate.distilled.Change`."""
+
+    before: float
+    before_error: float | None
+    after: float
+    after_error: float | None
+    difference: float
+    low: float | None
+    high: float | None
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
+    rose: int | None
+    pairs: int | None
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """Clients' discrepancies by as many real images (``before``) as virtual ones (``after``), with one kernel.
+
+    Attributes:
+        features, images, bandwidth, clients, left_out: as in :class:`Discrepancy`.
+        draws: of real images, over which ``before`` is a mean.
+        round: after which the virtual images are these.
+        initial: clients began with them; else the method has moved them.
+        slack: by how much ``after`` may be too low, as distilled images are no independent draws.
+    """
+
+    features: str
+    images: int | None
+    draws: int | None
+    round: int | None
+    initial: bool
+    bandwidth: float | None
+    clients: tuple[str, ...]
+    before: Side
+    after: Side
+    change: Change
+    slack: float | None
+    left_out: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Evaluated:
-    """Each part is None where it was not asked for."""
+    """Each part is None where it was not asked for, those of virtual images also where clients have none.
+
+    ``virtual_missing`` says why virtual images that there are were not measured; empty where they were.
+    """
 
     fresh: Fresh | None = None
     mmd: Discrepancy | None = None
     tsne: Embedding | None = None
+    virtual: Distilled | None = None
+    virtual_tsne: Embedding | None = None
+    virtual_missing: str = ""
 
 
 def read_evaluated(path: Path, missing: list[str]) -> Evaluated:
@@ -100,9 +173,19 @@ def read_evaluated(path: Path, missing: list[str]) -> Evaluated:
     if value is None:
         return Evaluated()
     fresh, mmd, tsne = (as_table(value.get(key)) for key in ("fresh", "mmd", "tsne"))
-    found = Evaluated(_fresh(fresh), _mmd(mmd), _tsne(tsne))
-    parts = {"fresh": found.fresh, "mmd": found.mmd, "tsne": found.tsne}
-    lost = [key for key, part in parts.items() if value.get(key) is not None and part is None]
+    virtual, placed = (as_table(table.get("virtual")) for table in (mmd, tsne))
+    why = [as_text(table.get("missing")) for table in (virtual, placed)]
+    found = Evaluated(
+        _fresh(fresh), _mmd(mmd), _tsne(tsne), _distilled(virtual), _tsne(placed), next(filter(None, why), "")
+    )
+    parts = [
+        ("fresh", value.get("fresh"), found.fresh),
+        ("mmd", value.get("mmd"), found.mmd),
+        ("tsne", value.get("tsne"), found.tsne),
+        ("mmd.virtual", None if why[0] else mmd.get("virtual"), found.virtual),
+        ("tsne.virtual", None if why[1] else tsne.get("virtual"), found.virtual_tsne),
+    ]
+    lost = [key for key, given, part in parts if given is not None and part is None]
     missing.extend(f"'{key}' in {path.name} is damaged: it is left out" for key in lost)
     return found
 
@@ -138,14 +221,65 @@ def _mmd(table: Table) -> Discrepancy | None:
             Half(as_text(item.get("client")), as_figure(item.get("squared")), as_figure(item.get("error")))
             for item in map(as_table, as_list(table.get("halves")))
         ),
-        left_out=tuple(
-            (as_text(item.get("client")), as_text(item.get("reason")))
-            for item in map(as_table, as_list(table.get("left_out")))
-        ),
+        left_out=_left_out(table),
     )
 
 
-def _square(value: Any, size: int) -> tuple[tuple[float | None, ...], ...] | None:
+def _distilled(table: Table) -> Distilled | None:
+    clients = tuple(map(str, as_list(table.get("clients"))))
+    before, after = (_side(as_table(table.get(key)), len(clients)) for key in ("before", "after"))
+    change = _change(as_table(table.get("change")))
+    if not clients or before is None or after is None or change is None:
+        return None
+    return Distilled(
+        features=as_text(table.get("features")),
+        images=as_count(table.get("images")),
+        draws=as_count(table.get("draws")),
+        round=as_count(table.get("round")),
+        initial=table.get("initial") is True,
+        bandwidth=as_figure(table.get("bandwidth")),
+        clients=clients,
+        before=before,
+        after=after,
+        change=change,
+        slack=as_figure(table.get("slack")),
+        left_out=_left_out(table),
+    )
+
+
+def _side(table: Table, size: int) -> Side | None:
+    squared, error = (_square(table.get(key), size) for key in ("squared", "error"))
+    return None if squared is None or error is None else Side(squared, error)
+
+
+def _change(table: Table) -> Change | None:
+    before, after, apart = (as_figure(table.get(key)) for key in ("before", "after", "difference"))
+    if before is None or after is None or apart is None:
+        return None
+    return Change(
+        before=before,
+        before_error=as_figure(table.get("before_error")),
+        after=after,
+        after_error=as_figure(table.get("after_error")),
+        difference=apart,
+        low=as_figure(table.get("low")),
+        high=as_figure(table.get("high")),
+        ratio=as_figure(table.get("ratio")),
+        ratio_low=as_figure(table.get("ratio_low")),
+        ratio_high=as_figure(table.get("ratio_high")),
+        rose=as_count(table.get("rose")),
+        pairs=as_count(table.get("pairs")),
+    )
+
+
+def _left_out(table: Table) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (as_text(item.get("client")), as_text(item.get("reason")))
+        for item in map(as_table, as_list(table.get("left_out")))
+    )
+
+
+def _square(value: Any, size: int) -> Matrix | None:
     rows = tuple(tuple(map(as_figure, as_list(row))) for row in as_list(value))
     return rows if len(rows) == size and all(len(row) == size for row in rows) else None
 

@@ -213,6 +213,7 @@ class Heat:
     Attributes:
         flags: (row, column) of cells that are marked, such as a sick client.
         unit: of the values.
+        beside: values of the chart that stands beside it to be compared: both have one scale of colours.
     """
 
     chart: Chart
@@ -223,6 +224,7 @@ class Heat:
     column_label: str
     unit: Unit = ""
     flags: tuple[tuple[int, int], ...] = ()
+    beside: tuple[tuple[float | None, ...], ...] = ()
 
 
 @dataclass(frozen=True)

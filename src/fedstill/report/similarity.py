@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from fedstill.report import cells, words
 from fedstill.report.costs import MOST_ROWS
+from fedstill.report.distilled import before_after
 from fedstill.report.evaluated import Discrepancy, Embedding, Placed
 from fedstill.report.parts import Axis, Block, Chart, Folded, Grid, Heat, Scatter, Section, Style, Text, Trace
 from fedstill.report.runs import Run
 from fedstill.report.series import key_of
 
 __all__ = ["similarity"]
+
+Part = TypeVar("Part")
 
 
 def similarity(runs: Sequence[Run], labels: Mapping[int, str]) -> Section | None:
@@ -24,13 +28,17 @@ def similarity(runs: Sequence[Run], labels: Mapping[int, str]) -> Section | None
     seen: set[str] = set()
     for number, run in enumerate(runs, start=1):
         blocks: list[Block] = []
-        mmd, tsne = run.evaluated.mmd, run.evaluated.tsne
-        if mmd is not None and repr(mmd) not in seen:
-            seen.add(repr(mmd))
-            blocks += _mmd(f"mmd-{number}", labels[id(run)], mmd)
-        if tsne is not None and repr(tsne) not in seen:
-            seen.add(repr(tsne))
-            blocks += _tsne(f"tsne-{number}", labels[id(run)], tsne)
+        measured, label = run.evaluated, labels[id(run)]
+        if (mmd := _new(measured.mmd, seen)) is not None:
+            blocks += _mmd(f"mmd-{number}", label, mmd)
+        if (virtual := _new(measured.virtual, seen)) is not None:
+            blocks += before_after(f"mmd-virtual-{number}", label, virtual)
+        if (tsne := _new(measured.tsne, seen)) is not None:
+            blocks += _tsne(f"tsne-{number}", "Images", label, tsne)
+        if (placed := _new(measured.virtual_tsne, seen)) is not None:
+            blocks += _tsne(f"tsne-virtual-{number}", "Virtual images", label, placed)
+        if measured.virtual_missing:
+            blocks.append(Text(f"Virtual images were not measured: {measured.virtual_missing}.", "mute"))
         if blocks:
             found.append((run, tuple(blocks)))
     if not found:
@@ -38,6 +46,15 @@ def similarity(runs: Sequence[Run], labels: Mapping[int, str]) -> Section | None
     (_, first), *others = found
     folded = (Folded(labels[id(run)], its) for run, its in others)
     return Section("similarity", "How alike the clients’ images are", (*first, *folded))
+
+
+def _new(part: Part | None, seen: set[str]) -> Part | None:
+    """``part``, unless another run has shown the same."""
+    told = repr(part)
+    if told in seen:
+        return None
+    seen.add(told)
+    return part
 
 
 def _mmd(key: str, label: str, found: Discrepancy) -> Iterator[Block]:
@@ -122,7 +139,7 @@ def _neighbours(key: str, title: str, found: Discrepancy) -> Grid:
     return Grid(key, title, head, tuple(rows), 2, note)
 
 
-def _tsne(key: str, label: str, found: Embedding) -> Iterator[Block]:
+def _tsne(key: str, what: str, label: str, found: Embedding) -> Iterator[Block]:
     perplexity = f", perplexity {words.figure(found.perplexity)}" if found.perplexity is not None else ""
     caption = (
         f"t-SNE of {found.features or 'features'}{perplexity}. Distances within a cluster tell more than those between."
@@ -135,7 +152,7 @@ def _tsne(key: str, label: str, found: Embedding) -> Iterator[Block]:
         its: dict[str, list[Placed]] = {}
         for point in found.points:
             its.setdefault(read(point), []).append(point)
-        title = f"Images by {name}: {label}"
+        title = f"{what} by {name}: {label}"
         order = sorted(its)
         rows = tuple(
             (

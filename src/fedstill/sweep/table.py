@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 from pydantic import ConfigDict, Field
 
@@ -133,7 +133,10 @@ def check_key(key: str, place: str) -> None:
         raise InputError(f"{place}: {head} changes no result that runs could be compared by, so it is not varied")
     if key == "algorithm" or key == "algorithm.name":
         raise InputError(f"{place}: give each method a [[sweep.methods]] table of its own")
-    kinds = get_type_hints(Experiment)
+    # a table that may be missing is one all the same
+    kinds = {
+        name: next(filter(is_dataclass, get_args(kind)), kind) for name, kind in get_type_hints(Experiment).items()
+    }
     known = [each.name for each in fields(Experiment) if each.name not in (*_UNVARIED, "seed")]
     if head in known and not rest:
         return

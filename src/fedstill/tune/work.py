@@ -114,7 +114,10 @@ def work(
     leader = record.best(wanted, sitting.tried)
     if leader is None or report is None:
         first = next(each for each in sitting.tried if each.state != "finished")
-        raise RunError(f"none of {len(sitting.tried)} trials finished; {first.name}: {first.failure}")
+        count = len(sitting.tried)
+        raise RunError(
+            f"{'the trial failed' if count == 1 else f'all {count} trials failed'}; {first.name}: {first.failure}"
+        )
     return Done(
         out,
         tuple(sitting.tried),

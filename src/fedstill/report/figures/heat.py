@@ -42,7 +42,7 @@ def span(chart: Heat) -> Span | None:
 
     None where there is no number.
     """
-    values = np.array([value for row in chart.values for value in row if _known(value)])
+    values = np.array([value for row in (*chart.values, *chart.beside) for value in row if _known(value)])
     if not values.size:
         return None
     low, high = float(values.min()), float(values.max())
