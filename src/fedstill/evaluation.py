@@ -26,7 +26,7 @@ from fedstill.evaluate.networks import named, read_choice
 from fedstill.experiment import Experiment, Parts
 from fedstill.files import numbered, round_stem, write_json
 from fedstill.folder import EVALUATION, EXPERIMENT
-from fedstill.kept import check_data, check_run, kept_round
+from fedstill.kept import check_data, check_run, kept_round, training_fields
 from fedstill.models.choice import Choice
 from fedstill.rounds import Desk, serial
 from fedstill.runtime import Processes, pick_device, prepared
@@ -226,7 +226,7 @@ def _virtual(run: Path, experiment: Experiment, parts: Parts) -> _Virtual | None
 def _fresh(
     run: Path, experiment: Experiment, parts: Parts, asked: FreshNetworks, number: int, desk: Desk
 ) -> dict[str, Any]:
-    fields = experiment.algorithm.fields()
+    fields = training_fields(run, experiment)
     own: tuple[Choice, ...] = (experiment.model, *fields.get("global_models", ()))
     networks = named([read_choice(text) for text in asked.models] or own, parts.world)
     file = f"synthetic/{round_stem(number)}.safetensors"

@@ -9,9 +9,10 @@ from typing import Any
 from fedstill.errors import InputError
 from fedstill.experiment import Experiment, Parts
 from fedstill.files import numbered, round_stem
-from fedstill.folder import EXPERIMENT, PARTITION
+from fedstill.folder import EXPERIMENT, METRICS, PARTITION
+from fedstill.output import whole_lines
 
-__all__ = ["DATA", "DEALT", "check_data", "check_run", "kept_round"]
+__all__ = ["DATA", "DEALT", "check_data", "check_run", "kept_round", "training_fields"]
 
 DATA, DEALT = "images and labels", "who holds what"
 """What of a run's identity its data are."""
@@ -51,6 +52,13 @@ def kept_round(run: Path, experiment: Experiment, wanted: int | None) -> int:
             + "; output.keep_synthetic says how many a run keeps"
         )
     return kept[-1] if wanted is None else wanted
+
+
+def training_fields(run: Path, experiment: Experiment) -> dict[str, Any]:
+    """The algorithm's fields, those that the run searched as it found them (``recipe`` in the newest row that has one)."""
+    rows = [json.loads(line) for line in whole_lines(run / METRICS)]
+    found: dict[str, Any] = next((row["recipe"] for row in reversed(rows) if isinstance(row.get("recipe"), dict)), {})
+    return {**experiment.algorithm.fields(), **found}
 
 
 def check_data(run: Path, parts: Parts) -> None:

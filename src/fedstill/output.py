@@ -11,6 +11,7 @@ import torch
 
 from fedstill.bundle import Bundle, Group
 from fedstill.data.grid import grid
+from fedstill.data.shard import hard_labels
 from fedstill.errors import RunError
 from fedstill.files import aside, numbered, round_stem
 
@@ -80,11 +81,12 @@ def thinned(there: Sequence[int], newest: int, keep: int) -> list[int]:
 
 def save_sheet(path: Path, group: Group, classes: tuple[str, ...]) -> None:
     """A picture of labelled images, a row a class; rows that are shorter than the longest end in white."""
-    images, labels = group["images"], group["labels"]
+    images, labels = group["images"], hard_labels(group["labels"])
+    white = 255 if images.dtype == torch.uint8 else 1
     present = sorted(set(labels.tolist()))
     rows = [images[labels == label] for label in present]
     columns = max(map(len, rows))
-    full = [torch.cat([row, row.new_ones(columns - len(row), *row.shape[1:])]) for row in rows]
+    full = [torch.cat([row, row.new_full((columns - len(row), *row.shape[1:]), white)]) for row in rows]
     sheet = grid(
         torch.cat(full),
         columns=columns,

@@ -28,7 +28,7 @@ from fedstill.evaluate.networks import named, read_choice
 from fedstill.experiment import Experiment, Parts
 from fedstill.files import round_stem
 from fedstill.folder import EXPERIMENT
-from fedstill.kept import DATA, DEALT, check_data, check_run, kept_round
+from fedstill.kept import DATA, DEALT, check_data, check_run, kept_round, training_fields
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import Choice
 from fedstill.rounds import Desk, serial
@@ -155,7 +155,7 @@ def _packed(run: Path, experiment: Experiment, parts: Parts, packing: Packing, n
     makers = tuple(_maker(name, group) for name, group in sets.items())
     if packing.anonymous:
         makers = tuple(replace(maker, name=str(place)) for place, maker in enumerate(makers, 1))
-    recipe = recipe_of(experiment.algorithm.fields(), epochs=packing.epochs, lr=packing.lr, rates=rates_of(sets))
+    recipe = recipe_of(training_fields(run, experiment), epochs=packing.epochs, lr=packing.lr, rates=rates_of(sets))
     return _Packed(
         Distilled(
             shard=lesson,

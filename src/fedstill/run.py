@@ -181,7 +181,8 @@ def _work(
         number = measured.round.number
         record.log(number, measured.clients.failures)
         record.add(measured)
-        yield measured.row, pace.left(number)
+        over = parts.algorithm.task(measured.round.state) is None
+        yield measured.row, 0.0 if over else pace.left(number)
 
 
 class _Pace:

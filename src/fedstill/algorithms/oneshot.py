@@ -248,6 +248,9 @@ class OneShot:
         if sets:
             # ill sets are kept like others unless they were dropped: the best check chose them
             state = keep(state, [each._replace(health=None) for each in sets]).put({"rate": statistics.fmean(rates)})
+            for each, rate in zip(sets, rates, strict=True):
+                name = f"synthetic:{each.client}"
+                state = state.put(**{name: {**state.groups[name], "rate": torch.tensor(rate, dtype=torch.float64)}})
             state, learned = self._learned(state, desk)
             figures |= learned
         figures["seconds"] = {"train": time.perf_counter() - arrived}
@@ -258,11 +261,11 @@ class OneShot:
         began = time.perf_counter()
         heard = hear(state, replies, self._recipe(state), self.search_over)
         state, losses = self._asked(heard.state, heard.done, desk)
+        recipe = recipe_of(self._recipe(state), best(heard.done).params)
         if not networks(state):  # the search is over: the other networks learn as the best one did
-            recipe = recipe_of(self._recipe(state), best(heard.done).params)
             state, losses = self._train(state, [name for name in self._all() if name != GLOBAL], recipe, desk)
-        figures = {"search": shown(heard.scored), "loss": losses, "seconds": {"train": time.perf_counter() - began}}
-        return Outcome(state, figures, heard.failures)
+        figures = {"search": shown(heard.scored), "recipe": _found(recipe), "loss": losses}
+        return Outcome(state, {**figures, "seconds": {"train": time.perf_counter() - began}}, heard.failures)
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
         return {name: Trained(each, state.groups[_group(name)]) for name, each in self._all().items()}
@@ -393,6 +396,8 @@ class OneShot:
         if not self.distill_steps:
             return DistilledSet(reply.client, synthetic, {}, None), None, rate
         course = Course.of(bundle.groups.get("statistics", {}))
+        if not all(each.checks for each in course.attempts):
+            raise InputError("its record of its distillation is damaged: an attempt was never looked at")
         return DistilledSet(reply.client, synthetic, {}, course.health()), course, rate
 
     def _learned(self, state: Bundle, desk: Desk) -> tuple[Bundle, dict[str, Any]]:
@@ -401,7 +406,7 @@ class OneShot:
             state, losses = self._asked(state, [], desk)
             # something to be scored until clients have said what is best
             return state.put(model=next(iter(networks(state).values()))), {"loss": losses}
-        recipe, figures = self._recipe(state), {}
+        recipe, figures = self._recipe(state), dict[str, Any]()
         if self.search == "union":
             trials = choose(
                 self.models(state)[GLOBAL],
@@ -413,7 +418,8 @@ class OneShot:
                 share=self.holdout,
                 desk=desk.at("search"),
             )
-            recipe, figures = recipe_of(recipe, best(trials).params), {"search": shown(trials)}
+            recipe = recipe_of(recipe, best(trials).params)
+            figures = {"search": shown(trials), "recipe": _found(recipe)}
         state, losses = self._train(state, list(self._all()), recipe, desk)
         return state, {**figures, "loss": losses}
 
@@ -523,6 +529,17 @@ class OneShot:
                 f"({generator.depth} is pixels)"
             )
         return self.space
+
+
+def _found(recipe: Recipe) -> dict[str, Any]:
+    """What a search has found, under the names of the options that it stands for."""
+    augmentation = "_".join(recipe.augmentation.operations) or "none"
+    return {
+        "global_optimiser": recipe.optimiser,
+        "global_lr": recipe.lr,
+        "global_epochs": recipe.epochs,
+        "global_augmentation": augmentation,
+    }
 
 
 def _group(name: str) -> str:

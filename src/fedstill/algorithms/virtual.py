@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from fedstill.bundle import Bundle
+from fedstill.bundle import Bundle, Group
 from fedstill.data.augment import Augmentation
 from fedstill.data.shard import Shard
 from fedstill.distill.distribution import DistributionMatcher, FreshNetworks
@@ -111,6 +111,18 @@ def own_set(settings: VirtualSettings, real: Shard, memory: Bundle, world: World
         return kept
     if len(real) == 0:
         raise RunError("the client has no training image")
+    # of a visit that was interrupted after this was done, which takes hours at the published scale
+    scratch = None if desk.scratch is None else desk.scratch / "virtual.safetensors"
+    if scratch is not None and scratch.exists():
+        return _shard(Bundle.open(scratch).groups[OWN], world)
+    own = _made(settings, real, world, desk)
+    if scratch is not None:
+        remember(Bundle(), own).save(scratch)
+    return own
+
+
+def _made(settings: VirtualSettings, real: Shard, world: World, desk: Desk) -> Shard:
+    """The initial D^c."""
     seed = desk.lasting.at("virtual")
     first = begin(real, ipc=settings.ipc, start=settings.start, missing=settings.missing, seed=seed.at("start"))
     if settings.steps == 0:
@@ -130,7 +142,11 @@ def own_set(settings: VirtualSettings, real: Shard, memory: Bundle, world: World
 def kept_set(memory: Bundle, world: World) -> Shard | None:
     """D^c as the client remembers it; None before its first visit."""
     group = memory.groups.get(OWN)
-    return None if group is None else Shard(group["images"], group["labels"], world.classes, world.normalisation)
+    return None if group is None else _shard(group, world)
+
+
+def _shard(group: Group, world: World) -> Shard:
+    return Shard(group["images"], group["labels"], world.classes, world.normalisation)
 
 
 def remember(memory: Bundle, own: Shard) -> Bundle:

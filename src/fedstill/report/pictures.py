@@ -178,7 +178,7 @@ def _read(path: Path) -> tuple[_Set, ...] | None:
                 images = tensors.get_slice(key)
                 labels = _rows(tensors.get_tensor(f"synthetic:{client}/labels"))
                 shape = tuple(images.get_shape())
-                if labels is None or not images.get_dtype().startswith("F") or not _sound(shape, labels):
+                if labels is None or not images.get_dtype().startswith(("F", "U8")) or not _sound(shape, labels):
                     return None
                 sets.append(_Set(client, labels, (shape[1], shape[2], shape[3])))
     except (SafetensorError, OSError, ValueError, TypeError):
@@ -234,8 +234,9 @@ def _row(run: Run, client: str, label: int) -> tuple[str, bool | None]:
 
 
 def _reduced(images: NDArray[Any], one: _Set) -> NDArray[np.uint8]:
-    """float [n, c, h, w], 0 … 1 or beyond → uint8 [n, h', w', c]; larger ones as means of squares of pixels."""
-    pixels = np.nan_to_num(images.astype(np.float64), nan=0.0).clip(0, 1).transpose(0, 2, 3, 1)
+    """[n, c, h, w], uint8, or float in 0 … 1 or beyond → uint8 [n, h', w', c]; larger ones as means of squares of pixels."""
+    unit = images / 255 if images.dtype == np.uint8 else images
+    pixels = np.nan_to_num(unit.astype(np.float64), nan=0.0).clip(0, 1).transpose(0, 2, 3, 1)
     by = one.shrunk
     if by > 1:
         count, height, width, channels = pixels.shape
