@@ -92,6 +92,31 @@ def test_nothing_to_judge_by_leaves_the_last():
     assert course.sick is None
 
 
+def test_what_was_not_judged_takes_no_judged_ones_place():
+    """A runaway's last look is not judged."""
+
+    def judge(canvas, seed):
+        looks.append(1)
+        return [] if len(looks) == 4 else [0.1 * len(looks)]
+
+    looks = []
+    _, course = run(judge)
+    assert [check.accuracy is None for check in course.attempts[0].checks] == [False, False, False, True]
+    assert course.chosen == (0, 2)
+
+
+def test_a_thinned_curve_has_its_ends():
+    losses = tuple(1.5 - 0.001 * n for n in range(1234))
+    (told,) = Course((Attempt(losses, CHECKS),)).figures()["attempts"]
+    smooth = averaged(losses)
+    assert told["loss"][0] == [30, smooth[0]]
+    assert told["loss"][-1] == [1234, smooth[-1]]
+    assert len(told["loss"]) <= 100
+    assert [each[0] for each in Course((Attempt(losses[:40], CHECKS),)).figures()["attempts"][0]["loss"]] == [
+        *range(30, 41)
+    ]
+
+
 def test_an_ill_node_begins_again_with_smaller_steps():
     scales = []
 

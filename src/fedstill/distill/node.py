@@ -125,11 +125,10 @@ class Course:
         for each in self.attempts:
             smooth = averaged(each.losses)
             first = len(each.losses) - len(smooth) + 1  # steps done when the first average is whole
-            stride = max(1, math.ceil(len(smooth) / SHOWN))
             attempts.append(
                 {
                     "steps": len(each.losses),
-                    "loss": [[first + at, smooth[at]] for at in range(0, len(smooth), stride)],
+                    "loss": [[first + at, smooth[at]] for at in _thinned(len(smooth))],
                     "checks": [asdict(check) for check in each.checks],
                     "ill": diagnose(each),
                 }
@@ -218,9 +217,12 @@ class _Kept:
         seen = len(self.attempts[-1].checks) == len(attempt.checks)
         if seen or not check.step:
             return kept
-        mine = self.mine
-        better = mine is None or mine.accuracy is None or check.accuracy is None or check.accuracy > mine.accuracy
-        if not better:
+        # with nothing to judge by the later one; what was not judged beside others that were, cannot go on
+        if (
+            self.mine is not None
+            and _worth(check.accuracy) <= _worth(self.mine.accuracy)
+            and self.mine.accuracy is not None
+        ):
             return kept
         latents = {name: tensor.clone() for name, tensor in canvas.latent.items()}
         return replace(kept, mine=_Choice((len(self.attempts) - 1, len(attempt.checks) - 1), check.accuracy, latents))
@@ -234,8 +236,7 @@ class _Kept:
         mine, before = self.mine, self.before
         if mine is None or before is None or diagnose(self.attempts[-1]) is None:
             return mine or before
-        ill = mine.accuracy is None or before.accuracy is None or mine.accuracy > before.accuracy
-        return mine if ill else before
+        return before if before.accuracy is not None and _worth(mine.accuracy) <= before.accuracy else mine
 
     def save(self, path: Path) -> None:
         groups: dict[str, Group] = {"statistics": Course(self.attempts).group()}
@@ -261,6 +262,16 @@ class _Kept:
 
         canvas = Bundle({name: kept.groups[name] for name in ("latents", "optimiser") if name in kept.groups})
         return cls(attempts, canvas if canvas.groups else None, choice("mine"), choice("before"))
+
+
+def _thinned(count: int) -> list[int]:
+    """Places of at most so many points, evenly, the last among them."""
+    stride = max(1, math.ceil((count - 1) / (SHOWN - 1)))
+    return sorted({*range(0, count, stride), *([count - 1] if count else [])})
+
+
+def _worth(accuracy: float | None) -> float:
+    return -1.0 if accuracy is None else accuracy
 
 
 def averaged(losses: Sequence[float]) -> list[float]:

@@ -39,7 +39,8 @@ def write_csv(page: Page, runs: Sequence[tuple[str, Run]], folder: Path) -> None
     fractions, sizes bytes, times seconds. A column with spreads is followed by ``NAME, sd``.
 
     Beside them, a line for each thing that was measured: ``rounds.csv``, ``accuracies.csv`` (by model), ``clients.csv``,
-    ``matching.csv`` and, where they were asked for, ``mmd.csv`` and ``tsne.csv``.
+    ``matching.csv``, ``nodes.csv`` (every check of a client that distils its own images) and, where they were asked for,
+    ``mmd.csv`` and ``tsne.csv``.
 
     Args:
         page: what to write.
@@ -138,6 +139,7 @@ def _long(runs: Sequence[tuple[str, Run]]) -> dict[str, tuple[list[Value], list[
         "accuracies": (_ACCURACIES, _accuracies),
         "clients": (_CLIENTS, _clients),
         "matching": (_MATCHING, _matching),
+        "nodes": (_NODES, _nodes),
         "mmd": (_MMD, _mmd),
         "tsne": (_TSNE, _tsne),
     }
@@ -243,6 +245,33 @@ def _matching(run: Run) -> Iterator[list[Value]]:
             if (m := client.matching) is not None:
                 losses = [m.start, m.end, m.best, m.pixel_min, m.pixel_max, m.rate, m.conditioning]
                 yield [row.number, client.client, *losses, m.retries, m.sick]
+
+
+_NODES: list[Value] = [
+    "round",
+    "client",
+    "attempt",
+    "step",
+    "validation accuracy",
+    "validation accuracy, sd",
+    "rate",
+    "lowest pixel",
+    "highest pixel",
+    "chosen",
+    "state of the attempt",
+]
+
+
+def _nodes(run: Run) -> Iterator[list[Value]]:
+    for row in run.rows:
+        for client in row.clients:
+            if (course := client.course) is None:
+                continue
+            for index, attempt in enumerate(course.attempts):
+                for place, c in enumerate(attempt.checks):
+                    seen = [c.step, c.accuracy, c.deviation, c.rate, c.pixel_min, c.pixel_max]
+                    chosen = int(course.place == (index, place))
+                    yield [row.number, client.client, index + 1, *seen, chosen, attempt.state]
 
 
 _MMD: list[Value] = ["features", "client", "other client", "squared mmd", "standard error"]

@@ -44,11 +44,12 @@ def matching(groups: Sequence[Group], labels: Mapping[int, str]) -> Section | No
 
 
 def _matched(run: Run) -> list[tuple[int, str, Matching]]:
+    """By round; what clients distilled themselves has a section of its own, which tells more."""
     return [
         (row.number, client.client, client.matching)
         for row in run.rows
         for client in row.clients
-        if client.matching is not None
+        if client.matching is not None and client.course is None
     ]
 
 

@@ -15,6 +15,7 @@ from fedstill.report.groups import Group, gather, title
 from fedstill.report.holdings import holdings
 from fedstill.report.images import images
 from fedstill.report.matching import failures, matching
+from fedstill.report.nodes import nodes
 from fedstill.report.pareto import pareto
 from fedstill.report.parts import Block, Folded, Page, Section
 from fedstill.report.results import results
@@ -86,6 +87,7 @@ def _sections(runs: Sequence[Run], groups: Sequence[Group], labels: Mapping[int,
         classes(lines),
         images(groups),
         matching(groups, labels),
+        nodes(groups, labels),
         theory(groups),
         fresh(groups),
     )

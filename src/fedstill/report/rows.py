@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from fedstill.report.courses import Course, read_course
 from fedstill.report.reading import (
     Table,
     as_count,
@@ -59,7 +60,10 @@ class Own:
 
 @dataclass(frozen=True)
 class ClientRow:
-    """One client in one round; ``validation`` is the accuracy of the model it received on its validation split."""
+    """One client in one round; ``validation`` is the accuracy of the model it received on its validation split.
+
+    ``course`` is how the distillation went that it did itself; None where it did none.
+    """
 
     client: str
     examples: int | None
@@ -67,6 +71,7 @@ class ClientRow:
     validation: float | None
     test: Own | None
     matching: Matching | None
+    course: Course | None
 
 
 @dataclass(frozen=True)
@@ -222,6 +227,7 @@ def _client(table: Table) -> ClientRow:
         validation=as_share(table.get("validation")),
         test=_own(test) if test else None,
         matching=_matching(matching) if matching else None,
+        course=read_course(table),
     )
 
 
