@@ -121,6 +121,16 @@ def test_each_class_counts_as_often_as_a_client_has_it_both_ways():
     assert compared(train, rows, own, images=24)["images"] == 24
 
 
+def test_small_sets_are_compared_though_some_are_smaller():
+    train, held = world()
+    sizes = dict(zip(held, (9, 9, 8), strict=True))
+    own = {client: train.take([*held[client]][:size]) for client, size in sizes.items()}
+    found = compared(train, held, own)
+    assert found["clients"] == list(held)
+    assert found["images"] <= 8
+    assert found["left_out"] == []
+
+
 def test_who_has_too_few_is_left_out_and_named():
     train, held = world()
     own = {client: train.take([*rows][:40]) for client, rows in held.items()}

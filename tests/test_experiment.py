@@ -15,7 +15,8 @@ import tiny
 from fedstill.algorithms import ALGORITHMS
 from fedstill.algorithms.feddgm import FedDGM
 from fedstill.errors import InputError
-from fedstill.experiment import Experiment, Method, starter
+from fedstill.experiment import Experiment, starter
+from fedstill.method import Method
 from fedstill.settings import override
 from fedstill.sites import POOLED
 

@@ -237,7 +237,7 @@ def check(
     """Run an algorithm through the contract that every algorithm keeps, in a tiny world."""
     from fedstill.contract import check_algorithm
     from fedstill.errors import RunError
-    from fedstill.experiment import Method
+    from fedstill.method import Method
     from fedstill.runtime import prepare
     from fedstill.settings import override
 

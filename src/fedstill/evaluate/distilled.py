@@ -110,7 +110,7 @@ def compare_distilled(
     """MMD² of every pair of clients by real and by virtual images, with all else equal.
 
     Of each class a client's images count as often as it has both real and virtual ones. Clients with fewer than
-    :data:`fedstill.evaluate.clients.ENOUGH` are left out and named, where others have as many.
+    :data:`fedstill.evaluate.clients.ENOUGH`, or than half of the largest where that is less, are left out and named.
 
     Args:
         train: everybody's real images.
@@ -223,7 +223,9 @@ def _counts(
         for client, its in virtual.items()
     }
     sizes = {client: sum(its.values()) for client, its in both.items()}
-    least = max(FEWEST, min(ENOUGH if images is None else images, max(sizes.values(), default=0)))
+    # small sets are compared too, and one that is much smaller than others does not make all small
+    most = (max(sizes.values(), default=0) + 1) // 2
+    least = max(FEWEST, min(ENOUGH if images is None else images, most))
     taken = {client: size for client, size in sizes.items() if size >= least}
     if len(taken) < 2:
         raise InputError(

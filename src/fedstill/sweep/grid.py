@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from fedstill.errors import InputError, suggestion
-from fedstill.experiment import SWEEP, Experiment, Method
+from fedstill.experiment import SWEEP, Experiment
+from fedstill.method import Method
 from fedstill.settings import override
 from fedstill.sweep.names import apart, words
 from fedstill.sweep.published import check, entries, published

@@ -1,0 +1,142 @@
+"""An algorithm as an experiment file names it: its name, and its options, validated from its own annotations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from fedstill.algorithms import ALGORITHMS
+from fedstill.algorithms.virtual import OnVirtual, VirtualSettings
+from fedstill.errors import InputError
+from fedstill.rounds import Algorithm, World
+from fedstill.settings import validated
+from fedstill.tables import resolve
+
+__all__ = ["VIRTUAL", "Method"]
+
+VIRTUAL = "virtual"
+"""The table of a file, and the field of an algorithm that reads it itself."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An algorithm as an experiment file names it: ``name``, and its own options, validated from its annotations."""
+
+    name: str
+    options: BaseModel
+
+    @classmethod
+    def parse(cls, table: Any) -> Method:
+        """From the ``[algorithm]`` table.
+
+        Raises:
+            InputError: the name is unknown, the user's own factory is no dataclass, or an option is wrong.
+        """
+        if isinstance(table, Method):
+            return table
+        if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
+            raise InputError(f"algorithm: must be a table with a name, one of {', '.join(sorted(ALGORITHMS))}")
+        name = table["name"]
+        given = {key: value for key, value in table.items() if key != "name"}
+        for key, value in _fixed(name).items():
+            if key in given:
+                raise InputError(f"algorithm.{key} = {given[key]!r}: '{name}' fixes it at {value!r}; remove this key")
+        return cls(name, validated(_options_model(name), given, where="algorithm"))
+
+    @staticmethod
+    def keys(name: str) -> frozenset[str]:
+        """The options that a user may give to the algorithm ``name``; what its name fixes is none.
+
+        Raises:
+            InputError: as :meth:`parse`, for the name.
+        """
+        return frozenset(_options_model(name).model_fields)
+
+    @property
+    def pooled(self) -> bool:
+        """Whether all data lie on one site."""
+        return self.name in ALGORITHMS and ALGORITHMS[self.name].pooled
+
+    @property
+    def may_distil(self) -> bool:
+        """Whether the server's state may hold synthetic sets; of the user's own that is not known."""
+        return self.name not in ALGORITHMS or ALGORITHMS[self.name].distils
+
+    @property
+    def makes_virtual(self) -> bool:
+        """Whether the method reads the ``[virtual]`` table itself: its dataclass has a field of that name."""
+        return any(each.name == VIRTUAL for each in dataclasses.fields(self.factory))
+
+    @property
+    def own_images(self) -> str:
+        """Why virtual images are nothing to it; empty where they are something."""
+        return ALGORITHMS[self.name].own_images if self.name in ALGORITHMS else ""
+
+    def build(self, world: World, virtual: VirtualSettings | None = None) -> Algorithm:
+        """The algorithm itself; on clients' virtual images where ``virtual`` says how to make them.
+
+        Raises:
+            InputError: virtual images are nothing to it.
+        """
+        if self.makes_virtual:
+            return cast(Algorithm, self.factory(world=world, virtual=virtual or VirtualSettings(), **self.fields()))
+        algorithm = cast(Algorithm, self.factory(world=world, **self.fields()))
+        if virtual is None or not virtual.use:
+            return algorithm
+        if self.own_images:
+            raise InputError(
+                f"virtual: '{self.name}' takes no virtual images, for {self.own_images}; set virtual.use = false"
+            )
+        return OnVirtual(inner=algorithm, virtual=virtual, world=world)
+
+    @property
+    def factory(self) -> Any:
+        """The algorithm's dataclass."""
+        return _factory(self.name)
+
+    def fields(self) -> dict[str, Any]:
+        """All its fields but ``world``."""
+        given = {name: getattr(self.options, name) for name in type(self.options).model_fields}
+        return {**given, **_fixed(self.name)}
+
+    def table(self) -> dict[str, Any]:
+        """Plain values, every default written out."""
+        return {"name": self.name, **self.options.model_dump(mode="json")}
+
+
+def _fixed(name: str) -> Mapping[str, Any]:
+    return ALGORITHMS[name].fixed if name in ALGORITHMS else {}
+
+
+def _factory(name: str) -> Any:
+    factory = resolve({known: entry.factory for known, entry in ALGORITHMS.items()}, name, "algorithm.name")
+    if not (isinstance(factory, type) and dataclasses.is_dataclass(factory)):
+        raise InputError(f"algorithm.name = '{name}': it must be a frozen dataclass with a field 'world'")
+    return factory
+
+
+@cache
+def _options_model(name: str) -> type[BaseModel]:
+    """A pydantic model of the algorithm's fields, less ``world``, ``virtual`` and those that its name fixes."""
+    factory = _factory(name)
+    try:
+        hints = get_type_hints(factory, include_extras=True)
+    except NameError as error:
+        raise InputError(f"algorithm.name = '{name}': its annotations cannot be read ({error})") from error
+    fields: dict[str, Any] = {}
+    for each in dataclasses.fields(factory):
+        if each.name in ("world", VIRTUAL) or each.name in _fixed(name) or not each.init:
+            continue
+        default: Any = each.default
+        if each.default_factory is not dataclasses.MISSING:
+            default = Field(default_factory=each.default_factory)
+        elif each.default is dataclasses.MISSING:
+            default = ...
+        fields[each.name] = (hints[each.name], default)
+    config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+    return create_model("Options", __config__=config, **fields)
