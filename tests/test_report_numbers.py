@@ -353,6 +353,11 @@ class Truth:
                 max(row["peak_memory"] for rows in self.rows[name] for row in rows),
             ]
 
+    def table_client_time(self) -> Iterator[list[Any]]:
+        for number in range(1, ROUNDS + 1):
+            federated = [name for name in MADE if name != "centralised"]
+            yield [number, *(self.until(name, number, lambda row: row["seconds"]["clients"]) for name in federated)]
+
     def table_bytes(self) -> Iterator[list[Any]]:
         for name in MADE:
             keys = ("bytes_up", "bytes_down", "bytes_scoring")

@@ -117,10 +117,9 @@ def _client_time(groups: Sequence[Group]) -> Iterator[Block]:
                 series,
                 label,
                 look[label],
-                # from nothing, so that heights compare as sums do
-                (0, *curve),
-                (0.0, *(point.mean for point in curve.values())),
-                (None, *(point.spread for point in curve.values())),
+                tuple(curve),
+                tuple(point.mean for point in curve.values()),
+                tuple(point.spread for point in curve.values()),
             )
             for series, label, curve in found
         ],
