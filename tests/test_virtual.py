@@ -318,7 +318,7 @@ def test_the_table_reads_back():
     [
         ({"virtual": {"stepps": 2}}, "virtual.stepps: no such key: did you mean 'steps'?"),
         ({"virtual": {"ipc": 0}}, "virtual.ipc = 0: must be at least 1"),
-        ({"virtual": {"start": "zeros"}}, "virtual.start = 'zeros': must be 'statistics', 'noise' or 'real'"),
+        ({"virtual": {"start": "zeros"}}, "virtual.start = 'zeros': must be 'statistics', 'noise', 'real' or 'mean'"),
         ({"virtual": 3}, "virtual = 3: must be a table"),
     ],
     ids=str,

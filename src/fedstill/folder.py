@@ -45,9 +45,9 @@ EXPERIMENT, METRICS, PARTITION, SUMMARY, REPORT, EVALUATION, FAILURES, TRACKING,
     ".lock",
 )
 OURS = (
-    SCRATCH,
     "checkpoints",
     "memory",
+    SCRATCH,
     "synthetic",
     "models",
     TRACKING,
