@@ -179,7 +179,6 @@ class FedDM:
         return self._averaging().score(inbox, site, memory, desk)
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
-        began = time.perf_counter()
         sieve = Sieve(replies, {})
         clients: dict[str, dict[str, Any]] = {}
         sets: list[DistilledSet] = []
@@ -204,7 +203,7 @@ class FedDM:
         if self.noise_multiplier:
             rho = state.numbers.get("round", 1) * zcdp(self.match_steps, self.noise_multiplier)
             figures["privacy"] = {"zcdp": rho, "epsilon": epsilon(rho, self.delta), "delta": self.delta}
-        figures["seconds"] = {"receive": arrived - began, "train": time.perf_counter() - arrived}
+        figures["seconds"] = {"train": time.perf_counter() - arrived}
         return Outcome(state, figures, [*sieve.failures, *failures])
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
