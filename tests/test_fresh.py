@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fedstill.algorithms.union import join_sets
 from fedstill.bundle import Bundle
 from fedstill.data.shard import Normalisation, Shard
 from fedstill.errors import InputError, RunError
-from fedstill.evaluate.fresh import rates_of, read_sets, recipe_json, recipe_of, train_fresh, union
+from fedstill.evaluate.fresh import rates_of, read_sets, recipe_json, recipe_of, train_fresh
 from fedstill.evaluate.networks import named, read_choice
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import Choice
@@ -116,7 +117,7 @@ def test_the_union_of_a_saved_round(tmp_path):
         b={"images": b.images, "labels": b.labels},
         a={"images": a.images, "labels": a.labels},
     )
-    found = union(read_sets(path, WORLD), WORLD)
+    found = join_sets(read_sets(path, WORLD), WORLD)
     assert torch.equal(found.images, torch.cat([a.images, b.images]))
     assert found.labels.tolist() == [*a.labels.tolist(), *b.labels.tolist()]
     assert (found.classes, found.normalisation) == (WORLD.classes, WORLD.normalisation)
@@ -128,7 +129,7 @@ def test_bytes_and_a_learnt_step_size_are_kept_too(tmp_path):
         name: {"images": images, "labels": torch.tensor([0, 2]), "rate": torch.tensor(rate)} for name, rate in RATES
     }
     sets = read_sets(saved(tmp_path / "round-0001.safetensors", **groups), WORLD)
-    assert torch.equal(union(sets, WORLD).images, torch.cat([images, images]))
+    assert torch.equal(join_sets(sets, WORLD).images, torch.cat([images, images]))
     learnt = {"global_lr": "learned", "global_epochs": 5, "global_drop": 0.5}
     recipe = recipe_of(learnt, rates=rates_of(sets))
     assert (recipe.lr, recipe.epochs, recipe.drop) == (0.375, 5, 0.5)

@@ -182,7 +182,7 @@ def estimate(experiment: Experiment) -> Cost:
         seconds_once=once,
         memory=peak_memory(),
         workers=workers,
-        remarks=getattr(method, "remarks", lambda rounds: ())(experiment.rounds),
+        remarks=parts.remarks(experiment.rounds),
     )
 
 

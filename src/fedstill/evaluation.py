@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedstill.algorithms.union import join_sets
 from fedstill.algorithms.virtual import OnVirtual, kept_set
 from fedstill.data.shard import Shard
 from fedstill.engines.memory import Memory
@@ -21,7 +22,7 @@ from fedstill.errors import InputError, suggestion
 from fedstill.evaluate.clients import compare, place
 from fedstill.evaluate.distilled import compare_distilled, place_distilled
 from fedstill.evaluate.features import Space, model_space, pixel_space, random_space
-from fedstill.evaluate.fresh import PLACE, rates_of, read_sets, recipe_json, recipe_of, results_json, train_fresh, union
+from fedstill.evaluate.fresh import PLACE, rates_of, read_sets, recipe_json, recipe_of, results_json, train_fresh
 from fedstill.evaluate.networks import named, read_choice
 from fedstill.experiment import Experiment, Parts
 from fedstill.files import numbered, round_stem, write_json
@@ -231,7 +232,7 @@ def _fresh(
     networks = named([read_choice(text) for text in asked.models] or own, parts.world)
     file = f"synthetic/{round_stem(number)}.safetensors"
     sets = read_sets(run / file, parts.world)
-    lesson = union(sets, parts.world)
+    lesson = join_sets(sets, parts.world)
     # now, as a run at work may drop the file while networks train
     digest = hashlib.sha256((run / file).read_bytes()).hexdigest()
     recipe = recipe_of(fields, epochs=asked.epochs, lr=asked.lr, rates=rates_of(sets))

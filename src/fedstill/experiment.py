@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, PlainValidator
 
 from fedstill.algorithms import ALGORITHMS
-from fedstill.algorithms.virtual import VirtualSettings
+from fedstill.algorithms.virtual import OnVirtual, VirtualSettings
 from fedstill.bundle import Bundle
 from fedstill.conduct import EngineSettings, EvaluateSettings, OutputSettings, PublishedSettings
 from fedstill.data.partition import Partition, PartitionSettings, partition
@@ -60,6 +60,11 @@ class Parts:
     cohort: float | int
     start: Bundle
     identity: Mapping[str, Any]
+
+    def remarks(self, rounds: int) -> Sequence[str]:
+        """What the method has to say before a run of so many rounds; most have nothing."""
+        method = self.algorithm.inner if isinstance(self.algorithm, OnVirtual) else self.algorithm
+        return getattr(method, "remarks", lambda _: ())(rounds)
 
 
 def _cohort_range(value: Any) -> Any:

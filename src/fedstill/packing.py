@@ -18,12 +18,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fedstill import __version__
+from fedstill.algorithms.union import join_sets
 from fedstill.bundle import Group
 from fedstill.data.shard import Shard
 from fedstill.data.testing import fingerprint
 from fedstill.distilled import Distilled, Maker, Provenance, Quantised, Score, is_distilled, write
 from fedstill.errors import InputError
-from fedstill.evaluate.fresh import PLACE, rates_of, read_sets, recipe_of, train_fresh, union
+from fedstill.evaluate.fresh import PLACE, rates_of, read_sets, recipe_of, train_fresh
 from fedstill.evaluate.networks import named, read_choice
 from fedstill.experiment import Experiment, Parts
 from fedstill.files import round_stem
@@ -147,7 +148,7 @@ def _networks(experiment: Experiment, parts: Parts, models: Sequence[str]) -> Ma
 
 def _packed(run: Path, experiment: Experiment, parts: Parts, packing: Packing, number: int) -> _Packed:
     sets = read_sets(run / "synthetic" / f"{round_stem(number)}.safetensors", parts.world)
-    floats = _plain(union(sets, parts.world))
+    floats = _plain(join_sets(sets, parts.world))
     lesson, clipped = floats, None
     if packing.quantise and floats.images.is_floating_point():
         images, count = quantised(floats.images)

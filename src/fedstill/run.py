@@ -100,7 +100,7 @@ def _recorded(record: _Record, hear: Reporter, *, resume: bool, overwrite: bool)
     """The rounds that are left, each kept as it ends; whatever stops them, how to go on is said."""
     out, experiment = record.out, record.experiment
     state, done = record.restore(hear) if resume else record.begin(overwrite=overwrite)
-    for remark in getattr(record.parts.algorithm, "remarks", lambda rounds: ())(experiment.rounds):
+    for remark in record.parts.remarks(experiment.rounds):
         hear.note(remark)
     hear.opening(Opening(experiment, out, tuple(record.rows), experiment.rounds, record.parts.data.skipped))
     ending: Ending = "failed"

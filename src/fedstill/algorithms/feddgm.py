@@ -25,22 +25,22 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 
 from fedstill.algorithms.averaging import FedAvg
+from fedstill.algorithms.priors import generator_of, space_of
 from fedstill.algorithms.replies import Sieve
 from fedstill.algorithms.union import Course, DistilledSet, global_networks, keep, soften, study
 from fedstill.bundle import Bundle, Group
-from fedstill.data.augment import Augmentation
+from fedstill.data.augment import DSA, Augmentation
 from fedstill.data.shard import Shard
 from fedstill.distill.canvas import Canvas, Generator, Latent, Strokes
 from fedstill.distill.health import match
 from fedstill.distill.matchers import TrajectoryMatcher, preferred_gradient
 from fedstill.errors import InputError
-from fedstill.generators import build_generator
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import NetworkChoice
 from fedstill.rounds import Desk, Failure, Outcome, Reply, Site, Trained, World
@@ -50,7 +50,6 @@ from fedstill.train import Recipe
 __all__ = ["FedDGM"]
 
 SURROGATE = "surrogate"
-DSA = "color_crop_cutout_flip_scale_rotate"
 
 
 class _Job(NamedTuple):
@@ -361,24 +360,7 @@ class FedDGM:
         return global_networks(self.world, self.global_models, SURROGATE)
 
     def _generator(self, device: str = "cpu") -> Generator:
-        architecture = self.world.architecture
-        generator: Any = build_generator(
-            self.generator,
-            channels=architecture.channels,
-            size=architecture.size,
-            normalisation=self.world.normalisation,
-            classes=architecture.classes,
-            truncation=self.truncation,
-        )
-        placed: Generator = generator.to(device)
-        return placed
+        return generator_of(self.world, self.generator, device=device, truncation=self.truncation)
 
     def _space(self, generator: Generator) -> int:
-        if self.space == "pixels":
-            return generator.depth
-        if self.space > generator.depth:
-            raise InputError(
-                f"algorithm.space = {self.space}: the generator '{self.generator}' has spaces 0 to {generator.depth} "
-                f"({generator.depth} is pixels)"
-            )
-        return self.space
+        return space_of(generator, self.generator, self.space)

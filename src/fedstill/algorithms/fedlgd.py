@@ -66,6 +66,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from fedstill.algorithms.anchors import Anchors, Contribution
 from fedstill.algorithms.averaging import BatchSize, Decay, Epochs, FedAvg, Momentum, Rate, figures
 from fedstill.algorithms.replies import Mean, Sieve
+from fedstill.algorithms.union import shard_of
 from fedstill.algorithms.virtual import VirtualSettings, own_set, remember
 from fedstill.bundle import Bundle, Group
 from fedstill.data.shard import Shard
@@ -295,9 +296,7 @@ class FedLGD:
     def _shared(self, inbox: Bundle) -> Shard | None:
         """D^g, where it arrived."""
         group = inbox.groups.get(GLOBAL)
-        if group is None:
-            return None
-        return Shard(group["images"], group["labels"], self.world.classes, self.world.normalisation)
+        return None if group is None else shard_of(group, self.world)
 
     def _term(self, own: int, shared: Shard | None, inbox: Bundle, memory: Bundle, desk: Desk) -> Extra | None:
         """λ R; None where it is nothing."""

@@ -57,20 +57,20 @@ from fedstill.algorithms.choosing import (
     recipe_of,
     shown,
 )
+from fedstill.algorithms.priors import generator_of, space_of
 from fedstill.algorithms.replies import Sieve
 from fedstill.algorithms.sharing import received
 from fedstill.algorithms.union import Course as Lesson
-from fedstill.algorithms.union import DistilledSet, global_networks, keep, study
+from fedstill.algorithms.union import DistilledSet, global_networks, join_sets, keep, study
 from fedstill.bundle import Bundle
-from fedstill.data.augment import Augmentation
+from fedstill.data.augment import DSA, Augmentation
 from fedstill.data.shard import Shard
-from fedstill.distill.canvas import Canvas, Matcher, Strokes
+from fedstill.distill.canvas import Canvas, Generator, Matcher, Strokes
 from fedstill.distill.experts import ExpertMatcher, Precision, train_experts
 from fedstill.distill.matchers import preferred_gradient
 from fedstill.distill.node import Course, judged, tend
 from fedstill.distill.virtual import Start, begin
 from fedstill.errors import InputError, RunError
-from fedstill.generators import build_generator
 from fedstill.generators.pixels import Pixels
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import NetworkChoice
@@ -82,7 +82,6 @@ from fedstill.train import Recipe
 __all__ = ["OneShot"]
 
 GLOBAL = "global"
-DSA = "color_crop_cutout_flip_scale_rotate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -441,11 +440,7 @@ class OneShot:
 
     def _union(self, state: Bundle) -> Shard:
         """All sets that were kept."""
-        world = self.world
-        groups = state.members("synthetic").values()
-        return Shard.join(
-            [Shard(group["images"], group["labels"], world.classes, world.normalisation) for group in groups]
-        )
+        return join_sets(state.members("synthetic"), self.world)
 
     def _train(
         self, state: Bundle, names: Sequence[str], recipe: Recipe, desk: Desk
@@ -508,37 +503,20 @@ class OneShot:
     def _all(self) -> dict[str, Architecture]:
         return {GLOBAL: self.world.architecture} | global_networks(self.world, self.global_models, GLOBAL)
 
-    def _generator(self, device: str = "cpu") -> Any:
-        architecture = self.world.architecture
-        generator: Any = build_generator(
-            self.generator,
-            channels=architecture.channels,
-            size=architecture.size,
-            normalisation=self.world.normalisation,
-            classes=architecture.classes,
-            truncation=1.0,
-        )
-        return generator.to(device)
+    def _generator(self, device: str = "cpu") -> Generator:
+        return generator_of(self.world, self.generator, device=device)
 
-    def _space(self, generator: Any) -> int:
-        if self.space == "pixels":
-            return int(generator.depth)
-        if self.space > generator.depth:
-            raise InputError(
-                f"algorithm.space = {self.space}: the generator '{self.generator}' has spaces 0 to {generator.depth} "
-                f"({generator.depth} is pixels)"
-            )
-        return self.space
+    def _space(self, generator: Generator) -> int:
+        return space_of(generator, self.generator, self.space)
 
 
 def _found(recipe: Recipe) -> dict[str, Any]:
     """What a search has found, under the names of the options that it stands for."""
-    augmentation = "_".join(recipe.augmentation.operations) or "none"
     return {
         "global_optimiser": recipe.optimiser,
         "global_lr": recipe.lr,
         "global_epochs": recipe.epochs,
-        "global_augmentation": augmentation,
+        "global_augmentation": recipe.augmentation.text,
     }
 
 

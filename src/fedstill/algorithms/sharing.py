@@ -53,7 +53,7 @@ from fedstill.algorithms.averaging import FedAvg
 from fedstill.algorithms.replies import Sieve
 from fedstill.algorithms.union import Course, DistilledSet, global_networks, keep, study
 from fedstill.bundle import Bundle, Group
-from fedstill.data.augment import Augmentation
+from fedstill.data.augment import DSA, Augmentation
 from fedstill.data.shard import Shard
 from fedstill.distill.canvas import Canvas, Strokes
 from fedstill.distill.distribution import (
@@ -78,7 +78,6 @@ from fedstill.train import Recipe
 __all__ = ["FedDM", "received"]
 
 GLOBAL = "global"
-DSA = "color_crop_cutout_flip_scale_rotate"
 _MATCHING = ("start", "end", "best")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from fedstill.models.choice import Choice
 from fedstill.rounds import Desk, Trained, World
 from fedstill.train import Fitted, Recipe, fit, predict
 
-__all__ = ["Course", "DistilledSet", "global_networks", "keep", "soften", "study"]
+__all__ = ["Course", "DistilledSet", "global_networks", "join_sets", "keep", "shard_of", "soften", "study"]
 
 
 class DistilledSet(NamedTuple):
@@ -49,6 +49,16 @@ def keep(state: Bundle, sets: Sequence[DistilledSet]) -> Bundle:
     latents = {f"latents:{each.client}": each.latents for each in good if each.latents}
     old = [name for name in state.groups if name.startswith("synthetic:")]
     return state.drop(*old).put(**images, **latents)
+
+
+def shard_of(group: Group, world: World) -> Shard:
+    """The images of a set as a Bundle holds it."""
+    return Shard(group["images"], group["labels"], world.classes, world.normalisation)
+
+
+def join_sets(sets: Mapping[str, Group], world: World) -> Shard:
+    """The images of all sets, which are one at least, as one Shard."""
+    return Shard.join([shard_of(group, world) for group in sets.values()])
 
 
 def global_networks(world: World, choices: Sequence[Choice], own: str) -> dict[str, Architecture]:

@@ -24,7 +24,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from fedstill.bundle import Bundle, Group
+from fedstill.algorithms.union import shard_of
+from fedstill.bundle import Bundle
 from fedstill.data.augment import Augmentation
 from fedstill.data.shard import Shard
 from fedstill.distill.distribution import DistributionMatcher, FreshNetworks
@@ -114,7 +115,7 @@ def own_set(settings: VirtualSettings, real: Shard, memory: Bundle, world: World
     # of a visit that was interrupted after this was done, which takes hours at the published scale
     scratch = None if desk.scratch is None else desk.scratch / "virtual.safetensors"
     if scratch is not None and scratch.exists():
-        return _shard(Bundle.open(scratch).groups[OWN], world)
+        return shard_of(Bundle.open(scratch).groups[OWN], world)
     own = _made(settings, real, world, desk)
     if scratch is not None:
         remember(Bundle(), own).save(scratch)
@@ -142,11 +143,7 @@ def _made(settings: VirtualSettings, real: Shard, world: World, desk: Desk) -> S
 def kept_set(memory: Bundle, world: World) -> Shard | None:
     """D^c as the client remembers it; None before its first visit."""
     group = memory.groups.get(OWN)
-    return None if group is None else _shard(group, world)
-
-
-def _shard(group: Group, world: World) -> Shard:
-    return Shard(group["images"], group["labels"], world.classes, world.normalisation)
+    return None if group is None else shard_of(group, world)
 
 
 def remember(memory: Bundle, own: Shard) -> Bundle:

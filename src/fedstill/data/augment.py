@@ -20,9 +20,12 @@ from torch import Tensor
 
 from fedstill.errors import InputError, unknown
 
-__all__ = ["OPERATIONS", "Augmentation", "Drawn", "apply"]
+__all__ = ["DSA", "OPERATIONS", "Augmentation", "Drawn", "apply"]
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+DSA = "_".join(OPERATIONS)
+"""All of them, as published; :meth:`Augmentation.parse` reads it."""
+
 Size = tuple[int, int]
 
 
@@ -69,6 +72,11 @@ class Augmentation:
     flip: float = 0.5
     scale: float = 1.2
     rotate: float = 15.0
+
+    @property
+    def text(self) -> str:
+        """What :meth:`parse` reads."""
+        return "_".join(self.operations) or "none"
 
     @classmethod
     def parse(cls, text: str, *, key: str = "augment") -> Augmentation:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fedstill.bundle import Bundle, Group
-from fedstill.data.augment import Augmentation
+from fedstill.data.augment import DSA, Augmentation
 from fedstill.data.shard import Shard
 from fedstill.errors import InputError, RunError
 from fedstill.models.architecture import Architecture
@@ -35,7 +35,6 @@ __all__ = [
     "recipe_of",
     "results_json",
     "train_fresh",
-    "union",
 ]
 
 PLACE = Seed(("evaluate",))
@@ -48,7 +47,7 @@ _RECIPE: Mapping[str, Any] = {
     "batch": 256,
     "momentum": 0.9,
     "decay": 1e-5,
-    "augmentation": "color_crop_cutout_flip_scale_rotate",
+    "augmentation": DSA,
 }
 """FedDGM's for a global model, for algorithms that train none."""
 
@@ -107,7 +106,7 @@ def recipe_json(recipe: Recipe) -> dict[str, Any]:
     rest = {each.name: each.default for each in dataclasses.fields(Recipe) if each.name not in shown}
     return (
         plain
-        | {"augmentation": "_".join(recipe.augmentation.operations) or "none"}
+        | {"augmentation": recipe.augmentation.text}
         | {name: value for name, usual in rest.items() if (value := getattr(recipe, name)) != usual}
     )
 
@@ -154,13 +153,6 @@ def read_sets(path: Path, world: World) -> dict[str, Group]:
 def rates_of(sets: Mapping[str, Group]) -> list[float]:
     """The students' step sizes that were learnt, of the sets that have one."""
     return [group["rate"].item() for group in sets.values() if "rate" in group]
-
-
-def union(sets: Mapping[str, Group], world: World) -> Shard:
-    """The images of all sets as one Shard."""
-    return Shard.join(
-        [Shard(group["images"], group["labels"], world.classes, world.normalisation) for group in sets.values()]
-    )
 
 
 def _wrong(group: Group, wanted: tuple[int, ...], classes: int) -> str | None:
