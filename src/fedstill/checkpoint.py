@@ -21,8 +21,9 @@ from pydantic import TypeAdapter, ValidationError
 from fedstill.bundle import Bundle
 from fedstill.errors import InputError
 from fedstill.files import numbered, round_stem, write_bytes, write_json
+from fedstill.settings import differences
 
-__all__ = ["Best", "Record", "best", "best_state", "differences", "newest", "save"]
+__all__ = ["Best", "Record", "best", "best_state", "newest", "save"]
 
 KEPT = 2
 BEST = "best"
@@ -139,15 +140,3 @@ def _check(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) ->
             f"{folder} holds the checkpoint of another experiment: {told} differ; "
             "put it back, or start the changed experiment in another folder"
         )
-
-
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """``algorithm.lr (there 0.1, here 0.2)``: keys whose values differ, three of them at most; empty where none does."""
-    different = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
-    told = ", ".join(f"{key} (there {_brief(found.get(key))}, here {_brief(wanted.get(key))})" for key in different[:3])
-    return told + (f" and {len(different) - 3} more" if len(different) > 3 else "")
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:56]}…"

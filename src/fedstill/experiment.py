@@ -27,6 +27,7 @@ from fedstill.rounds import CLIENT_NAME, Algorithm, Desk, Site, World, cohort_si
 from fedstill.seeds import Seed
 from fedstill.settings import options, override, read_toml, toml_table, validated
 from fedstill.sites import Uses, build_sites, plan_uses
+from fedstill.warm import file_hash, started_from
 
 __all__ = ["Experiment", "Parts", "by_content", "starter"]
 
@@ -95,6 +96,9 @@ class Experiment:
     threads: Annotated[
         int, Field(ge=1, le=1024, description="compute threads of a piece of work; they change the last bits of a sum")
     ] = 1
+    start: Annotated[
+        str | None, Field(description="model file with the network to begin with; without it, one with random weights")
+    ] = None
     data: DataSettings = field(default_factory=DataSettings)
     partition: PartitionSettings = field(default_factory=PartitionSettings)
     model: NetworkChoice = field(default_factory=lambda: Choice(_DEFAULT_NAMES["model"]))
@@ -153,6 +157,7 @@ class Experiment:
                     "cohort": self.cohort,
                     "quorum": self.quorum,
                     "threads": self.threads,
+                    **({} if self.start is None else {"start": self.start}),  # older checkpoints know no such key
                     **{f"data.{key}": value for key, value in asdict(self.data).items()},
                     **{f"partition.{key}": value for key, value in asdict(self.partition).items()},
                     **{f"model.{key}": value for key, value in self.model.flat().items()},
@@ -200,7 +205,7 @@ class Experiment:
         options = self.algorithm.options
         files = {key: absolute(value) for key, value in options if _is_prior_file(value)}
         algorithm = replace(self.algorithm, options=options.model_copy(update=files))
-        return replace(self, data=anchored(self.data), algorithm=algorithm)
+        return replace(self, start=absolute(self.start), data=anchored(self.data), algorithm=algorithm)
 
     def build(self) -> Parts:
         """Load the data, deal it, build the network and the algorithm; all that can be refused is refused here.
@@ -226,6 +231,8 @@ class Experiment:
         cohort = 1.0 if self.algorithm.pooled else self.cohort
         cohort_size(cohort, tuple(sites), self.quorum)
         start = algorithm.init(tuple(sites), Desk(root.at("run", "init"))).detached()
+        if self.start is not None:
+            start = started_from(start, self.start, world)
         for name in algorithm.models(start):
             if not CLIENT_NAME.fullmatch(name):
                 raise InputError(f"the network '{name}' names a file: use 1 to 64 letters, digits, '.', '_' or '-'")
@@ -265,18 +272,21 @@ class Experiment:
 
 
 def by_content(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """``settings`` by dotted key with each prior as the hash of its file: where it lies and what it is called is no part of an
-    experiment.
+    """``settings`` by dotted key with each prior, and the network to begin with, as the hash of its file: where it lies and what
+    it is called is no part of an experiment.
     """
-    return {
-        key: prior_hash(value)
-        if key.startswith("algorithm.") and (_is_prior_file(value) or _is_shipped(value))
-        else value
-        for key, value in settings.items()
-    }
+    return {key: _by_content(key, value) for key, value in settings.items()}
 
 
-_SCALARS = ("name", "seed", "rounds", "cohort", "quorum", "threads")
+def _by_content(key: str, value: Any) -> Any:
+    if key == "start" and Path(value).is_file():
+        return file_hash(value)
+    return (
+        prior_hash(value) if key.startswith("algorithm.") and (_is_prior_file(value) or _is_shipped(value)) else value
+    )
+
+
+_SCALARS = ("name", "seed", "rounds", "cohort", "quorum", "threads", "start")
 
 
 def starter(method: str) -> Experiment:

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from fedstill.errors import InputError, suggestion
 
-__all__ = ["Option", "options", "override", "parse", "read_toml", "toml_table", "validated"]
+__all__ = ["Option", "differences", "options", "override", "parse", "read_toml", "toml_table", "validated"]
 
 T = TypeVar("T")
 
@@ -267,3 +267,15 @@ def _shown(value: Any) -> str:
         return str(value).lower()
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """``algorithm.lr (there 0.1, here 0.2)``: keys whose values differ, three of them at most; empty where none does."""
+    different = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
+    told = ", ".join(f"{key} (there {_brief(found.get(key))}, here {_brief(wanted.get(key))})" for key in different[:3])
+    return told + (f" and {len(different) - 3} more" if len(different) > 3 else "")
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:56]}…"

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from fedstill import folder
-from fedstill.checkpoint import differences
 from fedstill.data.settings import DataSettings, Domain, existing
 from fedstill.errors import InputError
 from fedstill.experiment import PROVENANCE, Experiment, by_content
 from fedstill.files import write_text
 from fedstill.folder import EXPERIMENT, METRICS, SUMMARY, locked
 from fedstill.output import whole_lines
-from fedstill.settings import read_toml
+from fedstill.settings import differences, read_toml
 
 __all__ = ["Held", "check_files", "check_prior", "look", "refresh"]
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedstill import search
-from fedstill.checkpoint import differences
 from fedstill.errors import InputError
 from fedstill.files import write_json, write_text
 from fedstill.folder import check_place, remove
+from fedstill.settings import differences
 from fedstill.sweep.record import Spent
 from fedstill.tune.judge import Tried
 from fedstill.tune.plan import Search
