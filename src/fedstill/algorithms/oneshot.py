@@ -100,7 +100,7 @@ class OneShot:
     expert_decay: Annotated[float, Field(ge=0, description="weight decay of experts [MTT's code]")] = 0.0
     expert_augmentation: Annotated[str, Field(description="DSA for experts; none turns it off [MTT's code]")] = DSA
     expert_precision: Annotated[
-        Precision, Field(description="of the snapshots on the disk; float16 takes half the room")
+        Precision, Field(description="of snapshots on the disk; differences, in float16, take half the room")
     ] = "float32"
     # the images
     ipc: Annotated[int, Field(ge=1, description="IPC, images a class that a client sends [report: 1, 10]")] = 10

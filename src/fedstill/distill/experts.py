@@ -13,13 +13,16 @@ Symbols: N ``steps``, M ``span``, T⁺ ``latest``.
 A node's experts are many gigabytes at the published scale (30 experts of 50 epochs of a ConvNet-3: 1.9 GB). They lie in a folder,
 one file an expert, read a snapshot at a time through memory maps; a file is whole or absent, so training that was interrupted
 goes on with the expert it was at. Without a folder they are held in memory.
+
+``differences`` takes half the room: each snapshot as what it differs from the start by, in float16. Plain float16 would round the
+weights by more than a hundredth of what an epoch moves them (docs/results/snapshots.md).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -42,7 +45,10 @@ from fedstill.train import Recipe, fit
 
 __all__ = ["ExpertMatcher", "Experts", "Precision", "train_experts"]
 
-Precision = Literal["float32", "float16"]
+Precision = Literal["float32", "differences"]
+
+_START = "start:"
+"""Before the name of a tensor that snapshots are differences from."""
 
 _KEY = "fedstill.expert"
 
@@ -64,14 +70,24 @@ class Experts:
     held: Mapping[int, Group] = field(default_factory=dict)
 
     def snapshot(self, expert: int, epoch: int) -> dict[str, Tensor]:
-        """Weights and buffers after ``epoch`` epochs, 0 … ``epochs``; floats as float32, on the CPU."""
+        """Weights and buffers after ``epoch`` epochs, 0 … ``epochs``, on the CPU."""
         if self.folder is None:
-            found = {name: tensor[epoch] for name, tensor in self.held[expert].items()}
+            held = self.held[expert]
+            found = {name: tensor if name.startswith(_START) else tensor[epoch] for name, tensor in held.items()}
         else:
             with safe_open(_path(self.folder, expert), framework="pt") as file:
-                # a copy: what is mapped would change with the file
-                found = {name: file.get_slice(name)[epoch].clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
-        return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
+                # copies: what is mapped would change with the file
+                found = {
+                    name: file.get_tensor(name).clone()
+                    if name.startswith(_START)
+                    else file.get_slice(name)[epoch].clone()
+                    for name in file.keys()  # noqa: SIM118 (no mapping)
+                }
+        return {
+            name: found[_START + name] + tensor.float() if _START + name in found else tensor
+            for name, tensor in found.items()
+            if not name.startswith(_START)
+        }
 
 
 def train_experts(
@@ -93,7 +109,7 @@ def train_experts(
         shard: real images.
         recipe: how each is trained.
         count: how many.
-        precision: of what is kept; float16 halves the room.
+        precision: of what is kept; differences take half the room.
         seed: expert k begins and learns from ``seed.at(k)``.
         device: where to compute.
         folder: where they are kept; None: in memory.
@@ -109,7 +125,7 @@ def train_experts(
             taken: list[dict[str, Tensor]] = []
 
             def watch(tensors: Mapping[str, Tensor], k: int = k, taken: list[dict[str, Tensor]] = taken) -> None:
-                taken.append({name: _kept(tensor, precision) for name, tensor in tensors.items()})
+                taken.append({name: _kept(tensor) for name, tensor in tensors.items()})
                 if progress is not None and len(taken) > 1:
                     progress(k * recipe.epochs + len(taken) - 1, count * recipe.epochs)
 
@@ -121,7 +137,7 @@ def train_experts(
                 device=device,
                 watch=watch,
             )
-            trajectory = {name: torch.stack([each[name] for each in taken]) for name in taken[0]}
+            trajectory = _trajectory(taken, precision)
             if folder is None:
                 held[k] = trajectory
             else:
@@ -188,10 +204,22 @@ def _path(folder: Path, expert: int) -> Path:
     return folder / f"expert-{expert:03d}.safetensors"
 
 
-def _kept(tensor: Tensor, precision: Precision) -> Tensor:
+def _kept(tensor: Tensor) -> Tensor:
     """A copy: the tensor goes on changing, and on a CPU ``.cpu()`` alone would be a view of it."""
-    kept = tensor.detach().to("cpu", copy=True)
-    return kept.half() if precision == "float16" and kept.is_floating_point() else kept
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _trajectory(taken: Sequence[Group], precision: Precision) -> dict[str, Tensor]:
+    """Every tensor with its snapshots along the first axis."""
+    stacked = {name: torch.stack([each[name] for each in taken]) for name in taken[0]}
+    if precision == "float32":
+        return stacked
+    moved = {name: tensor for name, tensor in stacked.items() if tensor.is_floating_point()}
+    return {
+        **stacked,
+        **{name: (tensor - tensor[0]).half() for name, tensor in moved.items()},
+        **{_START + name: tensor[0].clone() for name, tensor in moved.items()},
+    }
 
 
 def _identity(architecture: Architecture, shard: Shard, recipe: Recipe, precision: Precision, seed: Seed) -> str:
