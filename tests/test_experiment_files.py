@@ -27,6 +27,8 @@ SMALL = sorted(LAPTOP.glob("*.toml"))
 FEDLGD = EXPERIMENTS / "fedlgd"
 FEDLGD_PAPER = sorted([*FEDLGD.glob("table*.toml"), *FEDLGD.glob("ablation-*.toml")])
 FEDLGD_SMALL = sorted((FEDLGD / "laptop").glob("*.toml"))
+ONESHOT = EXPERIMENTS / "oneshot"
+ONESHOT_FILES = sorted(ONESHOT.rglob("*.toml"))
 TABLES = ("table1.toml", "table2.toml", "table3.toml")
 
 
@@ -67,14 +69,14 @@ def test_what_a_comment_names_is_there(path: Path) -> None:
         assert (ROOT / file).is_file() or (path.parent / file).is_file(), file
 
 
-@pytest.mark.parametrize("path", PAPER + SMALL + FEDLGD_PAPER + FEDLGD_SMALL, ids=named)
+@pytest.mark.parametrize("path", PAPER + SMALL + FEDLGD_PAPER + FEDLGD_SMALL + ONESHOT_FILES, ids=named)
 def test_the_comment_counts_the_runs(path: Path) -> None:
     stated = re.search(r"(\d+) runs\b", comment(path))
     assert stated is not None
     assert int(stated.group(1)) == len(cells(path))
 
 
-@pytest.mark.parametrize("folder", [FEDDGM, FEDLGD], ids=named)
+@pytest.mark.parametrize("folder", [FEDDGM, FEDLGD, ONESHOT], ids=named)
 def test_the_readme_counts_the_runs(folder: Path) -> None:
     rows = [
         line.split("|")[1:-1]
@@ -328,6 +330,33 @@ def test_everything_of_the_paper_has_a_laptops_version(name: str) -> None:
     assert {cell.label for cell in cells(paper)} <= {cell.label for cell in cells(small)}
     if name != "table3.toml":  # which has other data sets instead of the subsets
         assert set(cells(paper)[0].setting) == set(cells(small)[0].setting)
+
+
+def test_oneshots_tables_have_the_reports_numbers() -> None:
+    """Of each cell but the base and the distilled set of 10 shards with 10 images a class, which the report lacks."""
+    found = {
+        (cell.label, cell.experiment.partition.shards, cell.setting.get("algorithm.ipc")): value
+        for name in ("table1.toml", "table1-two-shards.toml")
+        for cell in cells(ONESHOT / name)
+        if (value := cell.experiment.published.accuracy.get("global")) is not None
+    }
+    assert len(found) == 5 + 5 + 3
+    for shards, ipc in ((2, 1), (2, 10), (5, 1), (5, 10), (10, 1)):
+        assert found["base", shards, ipc] < found["oneshot", shards, ipc] < found["fedavg", shards, None]
+
+
+def test_oneshots_base_and_distilled_sets_have_the_same_budget_at_the_server() -> None:
+    keys = {
+        "algorithm.search",
+        "algorithm.trials",
+        "algorithm.search_over",
+        "algorithm.global_epochs",
+        "algorithm.global_augmentation",
+        "rounds",
+    }
+    for path in ONESHOT_FILES:
+        given = [{key: settings(cell)[key] for key in keys} for cell in cells(path) if cell.label in ("base", "oneshot")]
+        assert all(each == given[0] for each in given)
 
 
 # --- parts -------------------------------------------------------------------------------------------------------------
