@@ -10,6 +10,7 @@ from fedstill.contract import tiny_sites, tiny_world
 from fedstill.data.augment import Augmentation
 from fedstill.distill import experts as experts_module
 from fedstill.distill.experts import ExpertMatcher, Experts, train_experts
+from fedstill.privacy import Privacy
 from fedstill.seeds import Seed
 from fedstill.train import Recipe, fit
 
@@ -82,6 +83,7 @@ def test_experts_that_are_there_are_not_trained_again(tmp_path, monkeypatch):
     [
         {"seed": Seed.root(1)},
         {"precision": "differences"},
+        {"privacy": Privacy(1.0, 1.0)},
         {"architecture": replace(tiny_world().architecture, options={})},
     ],
 )

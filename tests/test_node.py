@@ -9,7 +9,8 @@ import torch
 from fedstill.bundle import Bundle
 from fedstill.data.shard import Normalisation
 from fedstill.distill.canvas import Canvas, Pull, Strokes
-from fedstill.distill.node import Attempt, Check, Course, averaged, diagnose, tend
+from fedstill.distill.course import Attempt, Check, Course, averaged, diagnose
+from fedstill.distill.node import tend
 from fedstill.errors import InputError
 from fedstill.generators.pixels import Pixels
 from fedstill.seeds import Seed

@@ -1,6 +1,7 @@
 """OneShot: what is sent, what is chosen, what a kill costs, what a stranger may not send, and the server's searches."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,15 +9,18 @@ import torch
 
 import tiny
 from fedstill.algorithms import oneshot as module
+from fedstill.algorithms import sending
 from fedstill.algorithms.choosing import AT_WORK, decoded, encoded, held_out, recipe_of, space_of
 from fedstill.algorithms.oneshot import OneShot
 from fedstill.bundle import Bundle
 from fedstill.contract import tiny_sites, tiny_world
 from fedstill.cost import estimate
 from fedstill.data.shard import Shard
-from fedstill.distill.node import Course
+from fedstill.distill import experts as experts_module
+from fedstill.distill.course import Course
 from fedstill.engines.local import LocalEngine
-from fedstill.errors import InputError, RunError
+from fedstill.errors import InputError, MissingExtra, RunError
+from fedstill.privacy import epsilon_of
 from fedstill.rounds import Desk, Reply, rounds
 from fedstill.run import drive
 from fedstill.search import Trial
@@ -172,7 +176,7 @@ def test_a_killed_client_loses_little_and_ends_in_the_same_bits(tmp_path, monkey
     drive(experiment, out=tmp_path / "straight")
     taken = {"fit": 0, "pull": 0}
     die_at = {"experts": ("fit", 2), "distil": ("pull", 5), "second client": ("pull", 9)}[what]
-    fit_as_is, pull_as_is = module.train_experts, module.ExpertMatcher.pull
+    fit_as_is, pull_as_is = sending.train_experts, sending.ExpertMatcher.pull
 
     def counted(name, function):
         def call(*args, **more):
@@ -183,8 +187,8 @@ def test_a_killed_client_loses_little_and_ends_in_the_same_bits(tmp_path, monkey
 
         return call
 
-    monkeypatch.setattr(module, "train_experts", counted("fit", fit_as_is))
-    monkeypatch.setattr(module.ExpertMatcher, "pull", counted("pull", pull_as_is))
+    monkeypatch.setattr(sending, "train_experts", counted("fit", fit_as_is))
+    monkeypatch.setattr(sending.ExpertMatcher, "pull", counted("pull", pull_as_is))
     with pytest.raises(KeyboardInterrupt):
         drive(experiment, out=tmp_path / "killed")
     assert (tmp_path / "killed" / "scratch").is_dir()
@@ -201,6 +205,155 @@ def test_processes_change_no_bit(tmp_path):
     for workers in (1, 2):
         drive(tiny.experiment(TOML, rounds=1, engine={"workers": workers}), out=tmp_path / str(workers))
     assert tiny.result(tmp_path / "1") == tiny.result(tmp_path / "2")
+
+
+# --- privacy -----------------------------------------------------------------------------------------------------------
+
+# all images in every batch: the accountant is quick with it
+PRIVATE = {"start": "noise", "privacy_epsilon": 20.0, "privacy_delta": 1e-3, "expert_batch": 64}
+
+
+def test_a_private_client_says_what_it_spent():
+    pytest.importorskip("opacus")
+    algorithm = make(**PRIVATE)
+    (only,) = run(algorithm)
+    assert not only.failures
+    for client, site in tiny_sites().items():
+        told = only.figures["clients"][client]["privacy"]
+        n = len(site.train)
+        assert n <= 64
+        assert told["epsilon"] == epsilon_of(noise=told["noise"], rate=1.0, steps=2 * 3, delta=1e-3)
+        assert 0.998 * 20 <= told["epsilon"] <= 20
+        assert told["delta"] == 1e-3
+    numbers = sent(make(**{**PRIVATE, "expert_batch": 8})).numbers
+    steps = 2 * 3 * -(-len(tiny_sites()["c00"].train) // 8)
+    rate = 8 / len(tiny_sites()["c00"].train)
+    assert numbers["epsilon"] == epsilon_of(noise=numbers["noise"], rate=rate, steps=steps, delta=1e-3)
+    plain = sent(make(start="noise", expert_batch=64))
+    assert "epsilon" not in plain.numbers
+    private = sent(algorithm)
+    assert not torch.equal(private.groups["synthetic"]["images"], plain.groups["synthetic"]["images"])
+    assert torch.equal(private.groups["synthetic"]["labels"], plain.groups["synthetic"]["labels"])
+    (remark,) = algorithm.remarks(1)
+    assert "not its validation images" in remark
+    assert make().remarks(1) == ()
+
+
+def test_only_private_experts_see_training_images(monkeypatch):
+    """With the experts held fast, other training images of as many and of the same classes lead to the same reply."""
+    pytest.importorskip("opacus")
+    site = tiny_sites()["c00"]
+    experts = sending.train_experts(
+        WORLD.architecture, site.train, Recipe(3, 0.1, 8), count=2, precision="float32", seed=Seed.root(5)
+    )
+    asked = []
+
+    def fixed(architecture, shard, recipe, *, privacy, **more):
+        asked.append(privacy)
+        return experts
+
+    monkeypatch.setattr(sending, "train_experts", fixed)
+    other = replace(site, train=replace(site.train, images=255 - site.train.images))
+    algorithm = make(**PRIVATE, privacy_clip=0.7)
+    assert sent(algorithm, site=site).to_bytes() == sent(algorithm, site=other).to_bytes()
+    assert asked[0].clip == 0.7
+    assert asked[0].noise > 0
+    assert sent(make(start="real"), site=site).to_bytes() != sent(make(start="real"), site=other).to_bytes()
+
+
+def test_a_client_for_whom_delta_is_no_protection_fails():
+    pytest.importorskip("opacus")
+    (only,) = run(make(**{**PRIVATE, "privacy_delta": 0.06}))
+    reasons = {failure.client: failure.reason for failure in only.failures}
+    large = {client for client, site in tiny_sites().items() if len(site.train) * 0.06 >= 1}
+    assert reasons.keys() == large
+    assert large
+    assert all("algorithm.privacy_delta = 0.06 allows one of the client's" in reason for reason in reasons.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"start": "real"}, "algorithm.start = 'real': images that begin from real ones are not private"),
+        ({"start": "mean"}, "algorithm.start = 'mean'"),
+        ({"start": "statistics"}, "algorithm.start = 'statistics'"),
+        ({"distill_steps": 0}, "with algorithm.distill_steps = 0 a client sends the images that it would begin with"),
+        ({"privacy_epsilon": 0.0}, "algorithm.privacy_epsilon"),
+        ({"privacy_epsilon": 1e4}, "algorithm.privacy_epsilon"),
+        ({"privacy_delta": 1.0}, "algorithm.privacy_delta"),
+        ({"privacy_clip": 0.0}, "algorithm.privacy_clip"),
+    ],
+    ids=str,
+)
+def test_privacy_that_would_be_none_is_refused(options, sentence):
+    pytest.importorskip("opacus")
+    with pytest.raises(InputError) as caught:
+        tiny.experiment({**TOML, **PRIVATE, **options}).build()
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_private_experts_are_refused_batch_norm_and_need_opacus(monkeypatch):
+    pytest.importorskip("opacus")
+    with pytest.raises(
+        InputError, match=r"^model: a layer of the network learns from a whole batch, as BatchNorm does"
+    ):
+        tiny.experiment({**TOML, **PRIVATE}, model={"norm": "batch"}).build()
+    tiny.experiment({**TOML, **PRIVATE}).build()
+    monkeypatch.setitem(sys.modules, "opacus", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'fedstill\[dp\]'"):
+        tiny.experiment({**TOML, **PRIVATE}).build()
+    tiny.experiment(TOML).build()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"epsilon": None}, "does not say how private it is"),
+        ({"noise": 0.0}, "does not say how private it is"),
+        ({"delta": -1.0}, "does not say how private it is"),
+        ({"noise": float("inf")}, "does not say how private it is"),
+        ({"epsilon": float("nan")}, "does not say how private it is"),
+        ({"epsilon": 21.0}, "it spent epsilon = 21 at delta = 0.001, which is beyond algorithm.privacy_epsilon = 20"),
+        ({"delta": 0.5}, "beyond algorithm.privacy_epsilon = 20 at algorithm.privacy_delta = 0.001"),
+    ],
+)
+def test_what_a_stranger_says_of_its_privacy_is_checked(numbers, words):
+    pytest.importorskip("opacus")
+    algorithm = make(**PRIVATE)
+    state = algorithm.init(["c00", "c01"], DESK)
+    good = sent(make(start="noise")).put({"epsilon": 19.9, "delta": 1e-3, "noise": 0.7})
+    said = {name: value for name, value in {**good.numbers, **numbers}.items() if value is not None}
+    outcome = algorithm.aggregate(state, [Reply("c00", good), Reply("c01", Bundle(good.groups, said))], DESK)
+    assert [failure.client for failure in outcome.failures] == ["c01"]
+    assert words in outcome.failures[0].reason
+
+
+@pytest.mark.slow
+def test_a_private_run_tells_its_epsilon_and_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    pytest.importorskip("opacus")
+    experiment = tiny.experiment({**TOML, **PRIVATE, "expert_batch": 16}, rounds=1)
+    drive(experiment, out=tmp_path / "straight")
+    for line in tiny.rows(tmp_path / "straight")[0]["clients"]:
+        assert 0 < line["privacy"]["epsilon"] <= 20
+        assert line["privacy"]["noise"] > 0
+    assert "By their own word training images are differentially private" in (
+        tmp_path / "straight" / "report.html"
+    ).read_text(encoding="utf-8")
+    taken, fit_as_is = [], fit
+
+    def counted(*args, **more):
+        taken.append(more["privacy"])
+        if len(taken) == 4:  # the second client's second expert
+            raise KeyboardInterrupt
+        return fit_as_is(*args, **more)
+
+    monkeypatch.setattr(experts_module, "fit", counted)
+    with pytest.raises(KeyboardInterrupt):
+        drive(experiment, out=tmp_path / "killed")
+    drive(experiment, out=tmp_path / "killed", resume=True)
+    assert all(each.noise > 0 for each in taken)
+    assert tiny.result(tmp_path / "killed") == tiny.result(tmp_path / "straight")
 
 
 # --- the server --------------------------------------------------------------------------------------------------------

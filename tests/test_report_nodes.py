@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fedstill.distill.node import WINDOW, Attempt, Check, Course
+from fedstill.distill.course import WINDOW, Attempt, Check, Course
 from fedstill.report import nodes as section
 from fedstill.report.export import write_csv
 from fedstill.report.html import render
@@ -128,6 +128,22 @@ def test_the_sentence_counts_and_averages(tmp_path: Path) -> None:
     told, *_ = said(page(oneshot(tmp_path / "c", (UNJUDGED,))))
     assert told.startswith("OneShot: 1 node, none ill; no restart.")
     assert told.endswith("began with: not known.")
+
+
+def test_privacy_is_told_where_nodes_tell_of_it(tmp_path: Path) -> None:
+    def private(epsilon: float, noise: float) -> dict[str, Any]:
+        return WELL.figures() | {"privacy": {"epsilon": epsilon, "delta": 1e-5, "noise": noise}}
+
+    told, *_ = said(page(oneshot(tmp_path / "a", [private(7.9961, 1.234), private(7.9, 0.5)])))
+    words = (
+        "By their own word training images are differentially private: ε = 8 at most, δ = 1e-05, noise σ = 0.5 to 1.23"
+    )
+    assert told.endswith(f"2 nodes. {words}.")
+    told, *_ = said(page(oneshot(tmp_path / "b", [private(2.0, 0.5), private(2.0, 0.5), WELL])))
+    assert told.endswith("ε = 2 at most, δ = 1e-05, noise σ = 0.5; 1 node says nothing of it.")
+    junk = [WELL.figures() | {"privacy": each} for each in (*JUNK, {"epsilon": 1.0, "delta": -1.0, "noise": 1.0})]
+    told, *_ = said(page(oneshot(tmp_path / "c", junk)))
+    assert "private" not in told
 
 
 def test_the_charts_draw_every_attempt(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """The only classifier training loop, and predictions.
 
-Every method trains through :func:`fit`: a variation passes one more loss term, it does not copy the loop.
+Every method trains through :func:`fit`: a variation passes one more loss term, it does not copy the loop. With ``privacy`` its
+gradients are those of :mod:`fedstill.privacy`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -19,6 +20,7 @@ from fedstill.data.augment import Augmentation, apply
 from fedstill.data.shard import Shard
 from fedstill.errors import RunError
 from fedstill.models.architecture import Network
+from fedstill.privacy import Privacy, Sampling, private_optimiser, without_images
 from fedstill.seeds import Seed
 
 __all__ = ["SCORING_BATCH", "Batch", "Extra", "Fitted", "Recipe", "classification_loss", "embed", "fit", "predict"]
@@ -34,7 +36,7 @@ class Recipe:
     Attributes:
         epochs: passes over the images.
         lr: step size.
-        batch: images a step; the last batch of an epoch may be smaller.
+        batch: images a step; the last batch of an epoch may be smaller. With privacy it is a mean.
         momentum: of SGD; Adam has its own two.
         decay: weight decay (an L2 term in the gradient).
         augmentation: drawn anew each step; the default trains on the images as they are.
@@ -86,7 +88,7 @@ class Fitted:
         tensors: the network's ``state_dict`` after training, detached, on the training device.
         steps: optimiser steps taken.
         examples: images in the shard.
-        losses: mean loss of each epoch.
+        losses: mean loss of each epoch; none with privacy, for each is one more look at the images.
     """
 
     tensors: Mapping[str, Tensor]
@@ -116,6 +118,7 @@ def fit(
     seed: Seed,
     device: str = "cpu",
     extra: Extra | None = None,
+    privacy: Privacy | None = None,
     watch: Callable[[Mapping[str, Tensor]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Fitted:
@@ -125,19 +128,31 @@ def fit(
         network: start of the training.
         shard: uint8 or float images, hard or soft labels.
         recipe: optimiser, epochs, augmentation.
-        seed: order of batches (``order``), augmentation (``augment``), dropout (``dropout``).
+        seed: order of batches (``order``), augmentation (``augment``), dropout (``dropout``), privacy's noise (``noise``).
         device: where to compute.
-        extra: one more loss term, added at every step.
+        extra: one more loss term, added at every step; not together with ``privacy``, for it may couple images.
+        privacy: makes every step differentially private; ``recipe.decay`` and ``recipe.momentum`` come after its noise.
         watch: is shown the network's ``state_dict`` before the first epoch and after each; the tensors go on changing.
         progress: ``progress(epochs done, epochs)``.
 
     Raises:
-        RunError: the loss is no longer finite.
+        RunError: the loss, or with privacy a weight, is no longer finite.
+        MissingExtra, InputError: as :func:`fedstill.privacy.private_optimiser`.
     """
+    assert privacy is None or extra is None
     network = copy.deepcopy(network).to(device).train()
     shard = shard.to(device)
     params = dict(network.named_parameters())
     optimiser = _optimiser(recipe, params)
+    if privacy is not None:
+        optimiser = private_optimiser(
+            network,
+            optimiser,
+            privacy,
+            sampling=Sampling(len(shard), recipe.batch),
+            shape=shard.images.shape[1:],
+            generator=seed.at("noise").torch(device),
+        )
     orders, drawing = seed.at("order").torch(), seed.at("augment").torch()
     losses: list[float] = []
     step = 0
@@ -148,22 +163,28 @@ def fit(
             if recipe.drop != 1 and epoch == (recipe.epochs + 1) // 2:
                 for group in optimiser.param_groups:
                     group["lr"] *= recipe.drop
-            order = torch.randperm(len(shard), generator=orders).to(device)
             total = torch.zeros((), device=device)
-            for rows in torch.split(order, recipe.batch):
+            for rows in _batches(recipe, len(shard), orders, private=privacy is not None):
+                rows = rows.to(device)
+                optimiser.zero_grad(set_to_none=True)
                 images, labels = shard.inputs(rows), shard.labels[rows]
                 images = apply(images, recipe.augmentation.draw(len(rows), shard.size, drawing))
-                features = network.features(images)
-                logits = network.classify(features)
-                loss = classification_loss(logits, labels, recipe.temperature)
-                if extra is not None:
-                    loss = loss + extra(Batch(network, params, images, labels, features, logits, rows, step))
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                if privacy is not None:
+                    images.requires_grad_()  # or torch warns that the first layer's hooks see no gradient of its inputs
+                if privacy is not None and not len(rows):
+                    without_images(network)
+                else:
+                    features = network.features(images)
+                    logits = network.classify(features)
+                    loss = classification_loss(logits, labels, recipe.temperature)
+                    if extra is not None:
+                        loss = loss + extra(Batch(network, params, images, labels, features, logits, rows, step))
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    total += loss.detach() * len(rows)
                 optimiser.step()
-                total += loss.detach() * len(rows)
                 step += 1
-            losses.append(total.item() / max(1, len(shard)))
+            if privacy is None:
+                losses.append(total.item() / max(1, len(shard)))
             if watch is not None:
                 watch(network.state_dict())
             if progress is not None:
@@ -171,7 +192,16 @@ def fit(
     if losses and not torch.isfinite(torch.tensor(losses[-1])):
         raise RunError(f"training diverged, its loss is {losses[-1]}: use a smaller lr than {recipe.lr}")
     tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
+    if privacy is not None and not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise RunError(f"training diverged, its weights are not finite: use a smaller lr than {recipe.lr}")
     return Fitted(tensors, step, len(shard), tuple(losses))
+
+
+def _batches(recipe: Recipe, images: int, generator: torch.Generator, *, private: bool) -> Iterator[Int[Tensor, " k"]]:
+    """Rows of each step of an epoch: all in a random order, or Poisson's draws."""
+    if private:
+        return Sampling(images, recipe.batch).batches(generator)
+    return iter(torch.split(torch.randperm(images, generator=generator), recipe.batch))
 
 
 def _optimiser(recipe: Recipe, params: Mapping[str, Tensor]) -> torch.optim.Optimizer:

@@ -5,7 +5,7 @@ Efficiency of Sharing Distilled Data in Federated Learning", EPFL; the matching 
              S_k ← T steps of trajectory matching towards them, from the base set B_k;
              every c steps, fresh networks learn S_k and are scored on *validation* images;
              the best S_k is kept, and an ill distillation begins again                           (distill/node.py)
-             sends S_k, once
+             sends S_k, once                                                                        (sending.py)
     server:  a network, from scratch, on the union of all S_k
 
 and round 1 is all of it, but for a search that asks the clients (below). Symbols: E ``experts``, T ``distill_steps``, c
@@ -28,17 +28,17 @@ A class of fewer images than ``ipc`` begins with each in turn; a class that the 
 validation images keeps the last images, for there is nothing to choose by.
 
 Privacy. Distilled images are made to train a network as the real ones would, and start from real ones in the report: they may
-show them. Nothing here protects them. Beside them go a client's number of images, its classes, its losses and validation scores.
+show them. With ``privacy_epsilon`` experts learn by DP-SGD (:mod:`fedstill.privacy`), a start of real images is refused, and what
+is sent tells little of any one *training* image (sending.py). Not covered, with it or without: a client's number of images, its
+classes, its validation images, which choose and whose accuracies are sent, and the normalisation, unless ``data.mean`` gives it.
 """
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -59,24 +59,19 @@ from fedstill.algorithms.choosing import (
 )
 from fedstill.algorithms.priors import generator_of, space_of
 from fedstill.algorithms.replies import Sieve
-from fedstill.algorithms.sharing import received
+from fedstill.algorithms.sending import check_privacy, make, read
 from fedstill.algorithms.union import Course as Lesson
 from fedstill.algorithms.union import DistilledSet, global_networks, join_sets, keep, study
 from fedstill.bundle import Bundle
 from fedstill.data.augment import DSA, Augmentation
 from fedstill.data.shard import Shard
-from fedstill.distill.canvas import Canvas, Generator, Matcher, Strokes
-from fedstill.distill.experts import ExpertMatcher, Precision, train_experts
-from fedstill.distill.matchers import preferred_gradient
-from fedstill.distill.node import Course, judged, tend
-from fedstill.distill.virtual import Start, begin
-from fedstill.errors import InputError, RunError
-from fedstill.generators.pixels import Pixels
+from fedstill.distill.experts import Precision
+from fedstill.distill.virtual import Start
+from fedstill.errors import InputError
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import NetworkChoice
 from fedstill.rounds import Desk, Failure, Outcome, Reply, Site, Trained, World
 from fedstill.search import Trial, best
-from fedstill.seeds import Seed
 from fedstill.train import Recipe
 
 __all__ = ["OneShot"]
@@ -150,9 +145,18 @@ class OneShot:
     drop_ill: Annotated[bool, Field(description="leave a client out whose last attempt is ill, too")] = False
     keep_every: Annotated[int, Field(ge=1, description="steps of distillation that a killed client loses at most")] = 50
     # what is sent
+    privacy_epsilon: Annotated[
+        float | None,
+        Field(gt=0, le=1000, description="budget of all experts of a client together, by DP-SGD; none: not private"),
+    ] = None
+    privacy_delta: Annotated[
+        float, Field(gt=0, lt=1, description="for which epsilon is told; below 1 / a client's images")
+    ] = 1e-5
+    privacy_clip: Annotated[float, Field(gt=0, description="largest norm of an image's gradient in DP-SGD")] = 1.0
     quantise: Annotated[bool, Field(description="images as bytes: clipped, rounded, a quarter of the size")] = False
     # the server
     global_epochs: Annotated[int, Field(ge=1, description="epochs on the union [MTT's code]")] = 1000
+    global_optimiser: Annotated[Literal["sgd", "adam"], Field(description="on the union [MTT's code: sgd]")] = "sgd"
     global_lr: Annotated[
         Annotated[float, Field(gt=0)] | Literal["learned"],
         Field(description="step size on the union; learned: the clients' mean alpha"),
@@ -203,15 +207,7 @@ class OneShot:
         return Bundle().put(**{f"model:{name}": group for name, group in networks(state).items()})
 
     def local(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> tuple[Bundle, Bundle]:
-        if len(site.train) == 0:
-            raise RunError("the client has no training image")
-        canvas, course = self._distilled(site, desk)
-        sent = self._as_sent(canvas)
-        reply = Bundle().put(
-            {"examples": len(site.train), "rate": canvas.rate},
-            synthetic={"images": sent.images, "labels": sent.labels},
-        )
-        return (reply.put(statistics=course.group()) if self.distill_steps else reply), memory
+        return make(self, site, desk), memory
 
     def score(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> Bundle:
         if networks(inbox):
@@ -230,13 +226,15 @@ class OneShot:
         failures: list[Failure] = []
         for reply in sieve:
             try:
-                done, course, rate = self._received(reply)
+                done, rate, course, spent = read(self, reply)
             except InputError as error:
                 failures.append(Failure(reply.client, str(error)))
                 continue
             clients[reply.client] = done.figures(reply.bundle) | {"synthetic": len(done.synthetic), "rate": rate}
             if course is not None:
                 clients[reply.client] |= course.figures()
+            if spent is not None:
+                clients[reply.client]["privacy"] = asdict(spent)
             if self.drop_ill and done.sick is not None:
                 failures.append(Failure(reply.client, done.sick))
             else:
@@ -269,135 +267,16 @@ class OneShot:
     def models(self, state: Bundle) -> Mapping[str, Trained]:
         return {name: Trained(each, state.groups[_group(name)]) for name, each in self._all().items()}
 
-    # --- a client ------------------------------------------------------------------------------------------------
-
-    def _distilled(self, site: Site, desk: Desk) -> tuple[Canvas, Course]:
-        """The chosen images and how they came about; with no steps, those that it would begin with."""
-        paint = partial(self._canvas, site.train, desk)
-        if not self.distill_steps:
-            return paint(1.0), Course()
-        scratch = desk.scratch
-        folder = None if scratch is None else scratch / "experts"
-        seed = desk.lasting.at("oneshot")
-
-        def ready() -> Matcher:
-            experts = train_experts(
-                self.world.architecture,
-                site.train,
-                self._recipe_of_experts(),
-                count=self.experts,
-                precision=self.expert_precision,
-                seed=seed.at("expert"),
-                device=desk.device,
-                folder=folder,
-                progress=partial(desk.progress, "experts"),
-            )
-            network = self.world.architecture.build(seed.at("student")).to(desk.device)
-            gradient = preferred_gradient(self.world.architecture) if self.gradient == "auto" else self.gradient
-            return ExpertMatcher(
-                experts,
-                network,
-                steps=self.student_steps,
-                span=self.span,
-                latest=self.latest,
-                batch=self.student_batch,
-                augmentation=Augmentation.parse(self.augmentation, key="algorithm.augmentation"),
-                gradient=gradient,
-            )
-
-        done = tend(
-            paint,
-            ready,
-            partial(self._judged, site.validation, desk.device),
-            steps=self.distill_steps,
-            check_every=self.check_every,
-            keep_every=self.keep_every,
-            retries=self.retries,
-            retry_scale=self.retry_scale,
-            seed=seed.at("distil"),
-            file=None if scratch is None else scratch / "node.safetensors",
-            progress=partial(desk.progress, "distil"),
-        )
-        if folder is not None:  # gigabytes at the published scale, and nobody asks for them again
-            shutil.rmtree(folder, ignore_errors=True)
-        return done
-
-    def _canvas(self, real: Shard, desk: Desk, scale: float) -> Canvas:
-        """B_k on a canvas, ``ipc`` images of each class that the client has; the step size of images times ``scale``."""
-        seed, device = desk.lasting.at("oneshot", "start"), desk.device
-        held = [k for k, count in enumerate(real.histogram()) if count]
-        strokes = Strokes(self.lr_images * scale, self.lr_styles * scale, self.lr_rate, self.image_momentum)
-        if self.start == "draw":
-            generator = self._generator(device)
-            labels = torch.tensor(held).repeat_interleave(self.ipc).to(device)
-            latent = None
-        else:
-            first = begin(real, ipc=self.ipc, start=self.start, missing="none", seed=seed)
-            generator = Pixels(first.channels, first.size, first.normalisation)
-            labels, latent = first.labels.to(device), {"f": first.inputs().to(device)}
-        return Canvas.draw(
-            generator,
-            self._space(generator),
-            labels,
-            normalisation=self.world.normalisation,
-            strokes=strokes,
-            rate=self.student_lr,
-            seed=seed,
-            latent=latent,
-        )
-
-    def _judged(self, validation: Shard, device: str, canvas: Canvas, seed: Seed) -> list[float]:
-        """Validation accuracies of fresh networks on the images as they would be sent, trained as MTT's code evaluates."""
-        recipe = Recipe(
-            epochs=self.judge_epochs,
-            lr=canvas.rate,
-            batch=256,
-            momentum=0.9,
-            decay=5e-4,
-            augmentation=Augmentation.parse(self.augmentation, key="algorithm.augmentation"),
-            drop=0.1,
-        )
-        lesson, architecture = self._as_sent(canvas), self.world.architecture
-        return judged(architecture, lesson, validation, recipe, count=self.judges, seed=seed, device=device)
-
-    def _as_sent(self, canvas: Canvas) -> Shard:
-        shard = canvas.shard(self.world.classes)
-        if not self.quantise:
-            return shard
-        return replace(shard, images=(shard.images.clamp(0, 1) * 255).round().to(torch.uint8))
-
-    def _recipe_of_experts(self) -> Recipe:
-        return Recipe(
-            epochs=self.expert_epochs,
-            lr=self.expert_lr,
-            batch=self.expert_batch,
-            momentum=self.expert_momentum,
-            decay=self.expert_decay,
-            augmentation=Augmentation.parse(self.expert_augmentation, key="algorithm.expert_augmentation"),
+    def remarks(self, rounds: int) -> Sequence[str]:
+        """What a user of ``rounds`` rounds may want to know before they begin."""
+        if self.privacy_epsilon is None:
+            return ()
+        return (
+            f"epsilon = {self.privacy_epsilon:g} covers each client's training images, not its validation images, its classes or "
+            "its number of images; the noise comes of the run's seed, and who knows that can take it off",
         )
 
     # --- the server ----------------------------------------------------------------------------------------------
-
-    def _received(self, reply: Reply) -> tuple[DistilledSet, Course | None, float]:
-        """A stranger's images, the record of how they came about, and α.
-
-        Raises:
-            InputError: they are no such things.
-        """
-        bundle = reply.bundle
-        kind = torch.uint8 if self.quantise else torch.float32
-        synthetic = received(bundle.groups.get("synthetic", {}), self.world, ipc=self.ipc, kind=kind)
-        rate = bundle.numbers.get("rate")
-        if rate is None or not rate > 0:
-            raise InputError(f"its student's step size is {rate}, which trains nothing")
-        if not len(synthetic):
-            raise InputError("its synthetic set is empty")
-        if not self.distill_steps:
-            return DistilledSet(reply.client, synthetic, {}, None), None, rate
-        course = Course.of(bundle.groups.get("statistics", {}))
-        if not all(each.checks for each in course.attempts):
-            raise InputError("its record of its distillation is damaged: an attempt was never looked at")
-        return DistilledSet(reply.client, synthetic, {}, course.health()), course, rate
 
     def _learned(self, state: Bundle, desk: Desk) -> tuple[Bundle, dict[str, Any]]:
         """The networks trained on the union, or the first trials of a search by clients; and figures."""
@@ -466,6 +345,7 @@ class OneShot:
             decay=self.global_decay,
             augmentation=Augmentation.parse(self.global_augmentation, key="algorithm.global_augmentation"),
             drop=self.global_drop,
+            optimiser=self.global_optimiser,
         )
 
     # --- parts ---------------------------------------------------------------------------------------------------
@@ -495,19 +375,14 @@ class OneShot:
                     else f"images of the prior '{self.generator}' begin where it draws them; use start = 'draw'"
                 )
             )
-        self._space(self._generator())
+        space_of(generator_of(self.world, self.generator), self.generator, self.space)
         for name, architecture in self._all().items():
             if name != GLOBAL:
                 architecture.check()
+        check_privacy(self)
 
     def _all(self) -> dict[str, Architecture]:
         return {GLOBAL: self.world.architecture} | global_networks(self.world, self.global_models, GLOBAL)
-
-    def _generator(self, device: str = "cpu") -> Generator:
-        return generator_of(self.world, self.generator, device=device)
-
-    def _space(self, generator: Generator) -> int:
-        return space_of(generator, self.generator, self.space)
 
 
 def _found(recipe: Recipe) -> dict[str, Any]:

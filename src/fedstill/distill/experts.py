@@ -40,6 +40,7 @@ from fedstill.distill.canvas import Pull
 from fedstill.distill.matchers import TrajectoryMatcher
 from fedstill.files import aside
 from fedstill.models.architecture import Architecture
+from fedstill.privacy import Privacy
 from fedstill.seeds import Seed
 from fedstill.train import Recipe, fit
 
@@ -98,6 +99,7 @@ def train_experts(
     count: int,
     precision: Precision,
     seed: Seed,
+    privacy: Privacy | None = None,
     device: str = "cpu",
     folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -111,15 +113,17 @@ def train_experts(
         count: how many.
         precision: of what is kept; differences take half the room.
         seed: expert k begins and learns from ``seed.at(k)``.
+        privacy: of every step of each.
         device: where to compute.
         folder: where they are kept; None: in memory.
         progress: ``progress(epochs done, epochs of all)``.
 
     Raises:
         RunError: a training diverged, or the disk refuses a file.
+        MissingExtra, InputError: as :func:`fedstill.privacy.private_optimiser`.
     """
     held: dict[int, Group] = {}
-    identity = _identity(architecture, shard, recipe, precision, seed)
+    identity = _identity(architecture, shard, recipe, privacy, precision, seed)
     for k in range(count):
         if folder is None or not _there(_path(folder, k), identity):
             taken: list[dict[str, Tensor]] = []
@@ -135,6 +139,7 @@ def train_experts(
                 recipe,
                 seed=seed.at(k, "train"),
                 device=device,
+                privacy=privacy,
                 watch=watch,
             )
             trajectory = _trajectory(taken, precision)
@@ -222,14 +227,16 @@ def _trajectory(taken: Sequence[Group], precision: Precision) -> dict[str, Tenso
     }
 
 
-def _identity(architecture: Architecture, shard: Shard, recipe: Recipe, precision: Precision, seed: Seed) -> str:
+def _identity(
+    architecture: Architecture, shard: Shard, recipe: Recipe, privacy: Privacy | None, precision: Precision, seed: Seed
+) -> str:
     """All that decides an expert's weights, so that none of another experiment is taken for it."""
     images = hashlib.sha256()
     for tensor in (shard.images, shard.labels):
         images.update(tensor.cpu().contiguous().numpy().tobytes())
     resolved = architecture.resolved()
     told = [resolved.name, resolved.channels, list(resolved.size), resolved.classes, dict(resolved.options)]
-    told += [repr(recipe), repr(shard.normalisation), precision, list(seed.path), images.hexdigest()]
+    told += [repr(recipe), repr(privacy), repr(shard.normalisation), precision, list(seed.path), images.hexdigest()]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

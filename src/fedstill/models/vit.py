@@ -40,7 +40,8 @@ def vit(
             f"patch = {patch} does not divide {height} x {width} pixels: use a common divisor of both sides"
         )
     body = nn.Sequential()
-    body.add_module("tokens", _Tokens(channels, patch, (height // patch) * (width // patch), dim, dropout))
+    body.add_module("tokens", _Tokens(channels, patch, (height // patch) * (width // patch), dim))
+    body.add_module("dropout", nn.Dropout(dropout))
     for number in range(1, depth + 1):
         body.add_module(f"block{number}", _Block(dim, heads, head_dim, mlp, dropout))
     body.add_module("first", _First())
@@ -50,19 +51,21 @@ def vit(
 
 @final
 class _Tokens(nn.Module):
-    """Images → a class token and one token a patch, with position embeddings added."""
+    """Images → a class token and one token a patch, with position embeddings added.
 
-    def __init__(self, channels: int, patch: int, patches: int, dim: int, dropout: float) -> None:
+    Nothing is drawn in here: Opacus runs a layer that has parameters beside its parts a second time, image by image.
+    """
+
+    def __init__(self, channels: int, patch: int, patches: int, dim: int) -> None:
         super().__init__()
         self.patches = nn.Conv2d(channels, dim, kernel_size=patch, stride=patch)
         self.first = nn.Parameter(torch.zeros(1, 1, dim))
         self.positions = nn.Parameter(nn.init.normal_(torch.empty(1 + patches, dim), std=_EMBEDDING_STD))
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, inputs: Float[Tensor, "n c h w"]) -> Float[Tensor, "n t d"]:
         patches = self.patches(inputs).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.first.expand(patches.shape[0], -1, -1), patches], dim=1)
-        outputs: Tensor = self.dropout(tokens + self.positions)
+        outputs: Tensor = tokens + self.positions
         return outputs
 
 
