@@ -355,7 +355,9 @@ def test_oneshots_base_and_distilled_sets_have_the_same_budget_at_the_server() -
         "rounds",
     }
     for path in ONESHOT_FILES:
-        given = [{key: settings(cell)[key] for key in keys} for cell in cells(path) if cell.label in ("base", "oneshot")]
+        given = [
+            {key: settings(cell)[key] for key in keys} for cell in cells(path) if cell.label in ("base", "oneshot")
+        ]
         assert all(each == given[0] for each in given)
 
 
