@@ -333,7 +333,7 @@ class OneShot:
             latent = None
         else:
             first = begin(real, ipc=self.ipc, start=self.start, missing="none", seed=seed)
-            generator = Pixels(first.channels, first.size, first.normalisation)
+            generator = Pixels(first.channels, first.size, first.normalisation.to(device))
             labels, latent = first.labels.to(device), {"f": first.inputs().to(device)}
         return Canvas.draw(
             generator,
