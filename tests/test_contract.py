@@ -13,6 +13,7 @@ from fedstill.algorithms.fedlgd import FedLGD
 from fedstill.algorithms.virtual import VirtualSettings
 from fedstill.bundle import Bundle
 from fedstill.contract import CLAUSES, check_algorithm
+from fedstill.data.whitening import estimate
 from fedstill.tables import resolve
 
 SMALL = {
@@ -88,6 +89,17 @@ def test_batch_norm_takes_a_client_of_one_image(name, norms, monkeypatch):
     options = OPTIONS[name] | dict(entry.fixed) | ({"norms": norms} if "norms" in known else {})
     algorithm = factory(world=contract.tiny_world(), **options)
     assert CLAUSES["one image or one class is enough, and no image stops no other client"](algorithm) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["oneshot", "feddm", "feddgm", "fedlgd", "vhl"])
+def test_methods_that_make_images_make_whitened_ones(name, monkeypatch):
+    world = contract.tiny_world()
+    whitening = estimate(contract.tiny_sites()["c00"].train.images, 0.1)
+    normalisation = replace(world.normalisation, whitening=whitening)
+    monkeypatch.setattr(contract, "tiny_world", lambda: replace(world, normalisation=normalisation))
+    factory = resolve({name: ALGORITHMS[name].factory}, name, "algorithm.name")
+    check_algorithm(factory, OPTIONS[name] | dict(ALGORITHMS[name].fixed))
 
 
 @pytest.mark.parametrize(

@@ -103,3 +103,11 @@ def test_what_is_no_model_file_is_refused(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"none\.safetensors"):
         tiny.experiment(start=str(path)).build()
+
+
+def test_whitened_images_go_with_a_network_that_learnt_from_such(tmp_path):
+    drive(tiny.experiment(ONESHOT, rounds=1, data={"zca": True}), out=tmp_path)
+    path = str(tmp_path / "models" / "global.safetensors")
+    assert tiny.experiment(start=path, data={"zca": True}).build().start.groups["model"]
+    with pytest.raises(InputError, match=r"they were whitened: set data\.zca = true and data\.zca_epsilon = 0\.1"):
+        tiny.experiment(start=path).build()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fedstill.data.augment import OPERATIONS
 from fedstill.data.shard import Normalisation, Shard
+from fedstill.data.whitening import TENSORS, pack, unpack
 from fedstill.described import parse_card, read_described
 from fedstill.errors import InputError
 from fedstill.files import write_bytes
@@ -31,8 +32,11 @@ from fedstill.train import Recipe
 
 __all__ = ["FORMAT", "Distilled", "Maker", "Provenance", "Quantised", "Score", "is_distilled", "read", "write"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the format; it grows when an older reader would misread a newer file."""
+
+_UNWHITENED = 1
+"""Version of a file without whitening, which older readers read."""
 
 _CARD = "fedstill.distilled"
 _WHAT = "a distilled file"
@@ -176,6 +180,14 @@ class _ScoreCard(BaseModel):
     floats: list[Share]
 
 
+class _NormalisationCard(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    zca_epsilon: Annotated[float, Field(gt=0)] | None = None
+
+
 class _Card(BaseModel):
     """The metadata of a distilled file."""
 
@@ -183,7 +195,7 @@ class _Card(BaseModel):
 
     version: int
     classes: list[str]
-    normalisation: Normalisation
+    normalisation: _NormalisationCard
     histogram: list[int]
     makers: list[Maker]
     fit: Literal["stretch", "crop"]
@@ -202,11 +214,11 @@ def write(path: str | Path, distilled: Distilled) -> None:
         RunError: the disk refuses the file.
     """
     path = Path(path)
-    shard = distilled.shard
+    shard, whitening = distilled.shard, distilled.shard.normalisation.whitening
     card = {
-        "version": FORMAT,
+        "version": _UNWHITENED if whitening is None else FORMAT,
         "classes": list(shard.classes),
-        "normalisation": asdict(shard.normalisation),
+        "normalisation": shard.normalisation.to_json(),
         "histogram": [],
         "makers": [asdict(maker) for maker in distilled.makers],
         "fit": distilled.fit,
@@ -224,6 +236,7 @@ def write(path: str | Path, distilled: Distilled) -> None:
     place = f"cannot write {path}: it would be refused, for it"
     if (wrong := _wrong_tensors(tensors, classes=len(shard.classes), makers=len(distilled.makers))) is not None:
         raise InputError(f"{place} is damaged: {wrong}")
+    tensors |= {} if whitening is None else pack(whitening)
     text = json.dumps(card | {"histogram": shard.histogram()})
     _understood(parse_card(text, card=_Card, newest=FORMAT, place=place), tensors, place)
     write_bytes(path, save(tensors, {_CARD: text}))
@@ -257,20 +270,24 @@ def _understood(card: _Card, tensors: Mapping[str, Tensor], place: str) -> Disti
     Raises:
         InputError: they do not agree, or say what cannot be.
     """
+    epsilon = card.normalisation.zca_epsilon
+    of_rows = {name: tensor for name, tensor in tensors.items() if epsilon is None or name not in TENSORS}
     wrong = (
         _wrong_names("class", card.classes)
         or _wrong_names("maker", [maker.name for maker in card.makers])
         or (_wrong_names("score", [score.name for score in card.scores]) if card.scores else None)
         or _wrong_origin(card.provenance)
-        or _wrong_tensors(tensors, classes=len(card.classes), makers=len(card.makers))
-        or _wrong_counts(card, tensors)
+        or _wrong_tensors(of_rows, classes=len(card.classes), makers=len(card.makers))
+        or _wrong_counts(card, of_rows)
         or _wrong_recipe(card.recipe)
     )
     if wrong is not None:
         raise InputError(f"{place} is damaged: {wrong}")
     images, labels, rows = (tensors[name].clone() for name in ("images", "labels", "makers"))
+    whitening = None if epsilon is None else unpack(tensors, shape=images.shape[1:], epsilon=epsilon, place=place)
+    normalisation = Normalisation(card.normalisation.mean, card.normalisation.std, whitening)
     return Distilled(
-        shard=Shard(images, labels, tuple(card.classes), card.normalisation),
+        shard=Shard(images, labels, tuple(card.classes), normalisation),
         makers=tuple(card.makers),
         rows=rows,
         fit=card.fit,
@@ -355,11 +372,9 @@ def _wrong_counts(card: _Card, tensors: Mapping[str, Tensor]) -> str | None:
     for maker, count in zip(card.makers, made, strict=True):
         if maker.images != count:
             return f"it says that '{maker.name}' made {maker.images} images, and it holds {count} of them"
-    union = Shard(images, tensors["labels"], tuple(card.classes), card.normalisation)
-    if card.histogram != union.histogram():
-        return (
-            f"its histogram says {str(card.histogram)[:60]} images a class, and it holds {str(union.histogram())[:60]}"
-        )
+    held = Shard(images, tensors["labels"], tuple(card.classes), Normalisation(mean, std)).histogram()
+    if card.histogram != held:
+        return f"its histogram says {str(card.histogram)[:60]} images a class, and it holds {str(held)[:60]}"
     if card.quantised is not None and not (
         images.dtype == torch.uint8 and card.quantised.clipped <= card.quantised.values == images.numel()
     ):

@@ -142,6 +142,7 @@ def _test(path: Path, distilled: Distilled, trial: Trial) -> Shard:
         experiment = Experiment.read(where)
         settings = formed(experiment.data, distilled.shard, fit=distilled.fit, what=str(path))
         found = load(settings, Seed.root(experiment.seed).at("data")).test
+        found = replace(found, normalisation=distilled.shard.normalisation)
     return match_classes(found, distilled.shard.classes, where=str(where))
 
 

@@ -142,6 +142,8 @@ def fit(
     assert privacy is None or extra is None
     network = copy.deepcopy(network).to(device).train()
     shard = shard.to(device)
+    if recipe.epochs > 1:
+        shard = shard.whitened()
     params = dict(network.named_parameters())
     optimiser = _optimiser(recipe, params)
     if privacy is not None:
@@ -221,6 +223,8 @@ def embed(network: Network, shard: Shard, *, device: str = "cpu") -> Float[Tenso
 
 
 def _over(shard: Shard, network: nn.Module, function: Callable[[Tensor], Tensor], device: str) -> Tensor:
+    if shard.normalisation.whitening is not None:
+        shard = shard.to(device)  # a product of large matrices belongs where the network computes
     mode = network.training
     network.to(device).eval()
     with torch.inference_mode():

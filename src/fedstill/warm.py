@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedstill.bundle import Bundle
+from fedstill.data.shard import Normalisation
 from fedstill.errors import InputError
 from fedstill.models import MODELS
 from fedstill.models.architecture import Architecture
@@ -50,11 +51,9 @@ def started_from(state: Bundle, path: str, world: World) -> Bundle:
             f"{place}: it tells apart other classes than the data have, or in another order: {_some(found.classes)} "
             f"there, {_some(world.classes)} here"
         )
-    if found.normalisation != world.normalisation:
-        norm = found.normalisation
+    if not found.normalisation.agrees(world.normalisation):
         raise InputError(
-            f"{place}: it learnt from images that were normalised otherwise: set data.mean = {list(norm.mean)} and "
-            f"data.std = {list(norm.std)}"
+            f"{place}: it learnt from images that were normalised otherwise: {_asked(found.normalisation)}"
         )
     return state.put(**{MODEL: found.network.state_dict()})
 
@@ -69,6 +68,14 @@ def file_hash(path: str) -> str:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
         raise InputError(f"start = '{path}': {error.strerror or error}") from error
+
+
+def _asked(normalisation: Normalisation) -> str:
+    """What the user can do to have it."""
+    whitening = normalisation.whitening
+    if whitening is None:
+        return f"set data.mean = {list(normalisation.mean)} and data.std = {list(normalisation.std)}"
+    return f"they were whitened: set data.zca = true and data.zca_epsilon = {whitening.epsilon} on the same images"
 
 
 def _flat(architecture: Architecture) -> dict[str, Any]:

@@ -279,7 +279,7 @@ class FedLGD:
         network = Trained(self.world.architecture, inbox.groups["model"]).module().to(desk.device)
         matcher = DistributionMatcher(
             networks=NearbyNetworks(network),
-            real=real.to(desk.device),
+            real=real.to(desk.device).whitened(),
             batch=self.virtual.real_batch,
             augmentation=self.virtual.matching_augmentation(),
         )
@@ -303,7 +303,7 @@ class FedLGD:
         if shared is None or self.regulariser == "none" or self.weight == 0:
             return None
         return Anchors(
-            shared=shared.to(desk.device),
+            shared=shared.to(desk.device).whitened(),
             own=own,
             kind=self.regulariser,
             features=self.anchors,

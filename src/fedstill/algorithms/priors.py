@@ -23,7 +23,7 @@ def generator_of(world: World, name: str, *, device: str = "cpu", truncation: fl
         name,
         channels=architecture.channels,
         size=architecture.size,
-        normalisation=world.normalisation,
+        normalisation=world.normalisation.to(device),
         classes=architecture.classes,
         truncation=truncation,
     )

@@ -221,7 +221,7 @@ def _canvas(method: OneShot, real: Shard, desk: Desk, scale: float) -> Canvas:
         latent = None
     else:
         first = begin(real, ipc=method.ipc, start=method.start, missing="none", seed=seed)
-        generator = Pixels(first.channels, first.size, first.normalisation)
+        generator = Pixels(first.channels, first.size, first.normalisation.to(device))
         labels, latent = first.labels.to(device), {"f": first.inputs().to(device)}
     return Canvas.draw(
         generator,

@@ -161,7 +161,7 @@ class FedDM:
         canvas = self._canvas(site.train, classes, desk)
         matcher = DistributionMatcher(
             networks=self._networks(inbox, desk.device),
-            real=site.train.to(desk.device),
+            real=site.train.to(desk.device).whitened(),
             batch=self.real_batch,
             augmentation=Augmentation.parse(self.augmentation, key="algorithm.augmentation"),
             logits=self.logits,
@@ -217,7 +217,7 @@ class FedDM:
         """``ipc`` images of each of ``classes``."""
         labels = torch.tensor(classes, dtype=torch.int64).repeat_interleave(self.ipc)
         architecture = self.world.architecture
-        pixels = Pixels(architecture.channels, architecture.size, self.world.normalisation)
+        pixels = Pixels(architecture.channels, architecture.size, self.world.normalisation.to(desk.device))
         first = None
         if self.start == "real":
             first = {"f": real.inputs(some_rows(real, classes, self.ipc, desk.seed.at("start"))).to(desk.device)}

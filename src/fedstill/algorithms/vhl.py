@@ -87,7 +87,7 @@ class VHL:
         return message.put({NUMBER: state.numbers[NUMBER]})
 
     def local(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> tuple[Bundle, Bundle]:
-        virtual = self._virtual(int(inbox.numbers[NUMBER])).to(desk.device)
+        virtual = self._virtual(int(inbox.numbers[NUMBER])).to(desk.device).whitened()
         term = self._term(virtual, desk.seed.at("virtual batches"))
         visit = self._averaging.train(inbox, self._widened(site.train), memory, desk, extra=term)
         return visit.reply, visit.memory

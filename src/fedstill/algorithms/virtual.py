@@ -131,7 +131,7 @@ def _made(settings: VirtualSettings, real: Shard, world: World, desk: Desk) -> S
     canvas = canvas_of(first, lr=settings.lr, momentum=settings.momentum, device=desk.device)
     matcher = DistributionMatcher(
         networks=FreshNetworks(settings.architecture(world), desk.device),
-        real=real.to(desk.device),
+        real=real.to(desk.device).whitened(),
         batch=settings.real_batch,
         augmentation=settings.matching_augmentation(),
     )

@@ -105,6 +105,7 @@ def _facts(loaded: Loaded, dealt: Partition | None) -> dict[str, Any]:
         "size": list(train.size),
         "mean": list(train.normalisation.mean),
         "std": list(train.normalisation.std),
+        "zca_epsilon": None if (whitening := train.normalisation.whitening) is None else whitening.epsilon,
         "classes": list(train.classes),
         "train_histogram": train.histogram(),
         "test_histogram": loaded.test.histogram(),
@@ -124,10 +125,14 @@ def _say_facts(loaded: Loaded, dealt: Partition | None) -> None:
     height, width = train.size
     kind = "grey" if train.channels == 1 else "colour"
     typer.echo(f"{len(train)} training and {len(loaded.test)} test images, {kind}, {height} x {width} pixels")
-    mean, std = (
-        ", ".join(f"{each:.3f}" for each in values) for values in (train.normalisation.mean, train.normalisation.std)
-    )
-    typer.echo(f"pixels in 0 … 1: mean {mean}, standard deviation {std}")
+    if (whitening := train.normalisation.whitening) is None:
+        mean, std = (
+            ", ".join(f"{each:.3f}" for each in values)
+            for values in (train.normalisation.mean, train.normalisation.std)
+        )
+        typer.echo(f"pixels in 0 … 1: mean {mean}, standard deviation {std}")
+    else:
+        typer.echo(f"pixels in 0 … 1: ZCA whitening of all {whitening.values:,} values, epsilon {whitening.epsilon:g}")
     typer.echo(f"sha256 of all that: {digest(loaded)}")
     for name, reason in loaded.skipped:
         typer.echo(f"left out: {name}: {reason}")

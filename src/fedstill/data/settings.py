@@ -126,6 +126,15 @@ class DataSettings:
         tuple[Annotated[float, Field(gt=0)], ...] | None,
         Field(description="normalisation: standard deviation a channel; goes with mean"),
     ] = None
+    zca: Annotated[
+        bool,
+        Field(
+            description="whiten images by the mean and covariance of all clients' training images (MTT), instead of mean and std"
+        ),
+    ] = False
+    zca_epsilon: Annotated[
+        float, Field(description="zca: added to the covariance's eigenvalues; 0.1 as in MTT's code", ge=1e-6)
+    ] = 0.1
 
 
 def place(settings: DataSettings, wanted: str) -> Path:

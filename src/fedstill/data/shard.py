@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from fedstill.data.whitening import Whitening
+
 __all__ = ["Normalisation", "Shard", "hard_labels"]
+
+_WHITENED = 1000  # rows in one product of matrices
 
 
 def hard_labels(labels: Shaped[Tensor, "n *classes"]) -> Int[Tensor, " n"]:
@@ -19,15 +24,17 @@ def hard_labels(labels: Shaped[Tensor, "n *classes"]) -> Int[Tensor, " n"]:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Per-channel affine map of pixel values in [0, 1]: (x − mean) / std.
+    """How pixel values in [0, 1] become network inputs: (x − mean) / std by channel, and then whitening where there is one.
 
     Attributes:
         mean: one number a channel.
         std: one positive number a channel.
+        whitening: of whole images; None as a rule. Where there is one, mean and std are 0 and 1 by custom.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    whitening: Whitening | None = field(default=None, repr=False)
 
     @property
     def channels(self) -> int:
@@ -36,12 +43,29 @@ class Normalisation:
     def apply(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """Pixels in [0, 1] → network inputs."""
         mean, std = self._columns(pixels)
-        return (pixels - mean) / std
+        inputs = (pixels - mean) / std
+        return inputs if self.whitening is None else self.whitening.apply(inputs)
 
     def undo(self, inputs: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """Network inputs → pixels in [0, 1]."""
         mean, std = self._columns(inputs)
-        return inputs * std + mean
+        return (inputs if self.whitening is None else self.whitening.undo(inputs)) * std + mean
+
+    def to(self, device: str | torch.device) -> Normalisation:
+        """The same; a whitening's matrix lies on ``device`` then, instead of being carried there for every batch."""
+        return self if self.whitening is None else replace(self, whitening=self.whitening.to(device))
+
+    def agrees(self, other: Normalisation) -> bool:
+        """Whether the two give a network the same inputs, but for the last bits of a whitening that was estimated anew."""
+        mine, theirs = self.whitening, other.whitening
+        if (self.mean, self.std) != (other.mean, other.std) or mine is None or theirs is None:
+            return self == other
+        return mine.near(theirs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; of a whitening its ε alone."""
+        plain = {"mean": list(self.mean), "std": list(self.std)}
+        return plain if self.whitening is None else plain | {"zca_epsilon": self.whitening.epsilon}
 
     def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return (like.new_tensor(self.mean).view(1, -1, 1, 1), like.new_tensor(self.std).view(1, -1, 1, 1))
@@ -83,13 +107,32 @@ class Shard:
 
     def to(self, device: str | torch.device) -> Shard:
         """The same rows on ``device``."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        return replace(
+            self,
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            normalisation=self.normalisation.to(device),
+        )
 
     def inputs(self, rows: Tensor | slice = slice(None)) -> Float[Tensor, "n c h w"]:
         """Normalised float32 network inputs of ``rows``; the one place where pixels become inputs."""
         images = self.images[rows]
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
         return self.normalisation.apply(pixels)
+
+    def whitened(self) -> Shard:
+        """The same rows with a whitening done once, for whoever asks for their inputs again and again: float images that are
+        network inputs already, four times the room of bytes. Itself where nothing whitens.
+        """
+        if self.normalisation.whitening is None:
+            return self
+        kind = self.images.dtype if self.images.is_floating_point() else torch.float32
+        images = torch.empty(self.images.shape, dtype=kind, device=self.images.device)
+        for start in range(0, len(self), _WHITENED):
+            rows = slice(start, start + _WHITENED)
+            images[rows] = self.inputs(rows)
+        channels = self.normalisation.channels
+        return replace(self, images=images, normalisation=Normalisation((0.0,) * channels, (1.0,) * channels))
 
     def histogram(self) -> list[int]:
         """Images a class (soft labels count for their largest entry)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -23,6 +23,7 @@ from fedstill.data.images import Decoded, Form, Picture, decode, stack
 from fedstill.data.settings import DataSettings, Domain, existing, place
 from fedstill.data.shard import Normalisation, Shard
 from fedstill.data.split import stratified
+from fedstill.data.whitening import estimate
 from fedstill.errors import InputError
 from fedstill.seeds import Seed
 from fedstill.tables import resolve
@@ -216,13 +217,17 @@ def class_names(
 
 
 def digest(loaded: Loaded) -> str:
-    """SHA-256 of all images, labels, class names and of the normalisation: equal digests, equal data."""
+    """SHA-256 of all images, labels, class names and of the normalisation: equal digests, equal data.
+
+    Of a whitening ε is told: the training images, which are told too, decide the rest but for its last bits, which are the
+    machine's.
+    """
     result = hashlib.sha256()
     for shard in (loaded.train, loaded.test):
         for tensor in (shard.images, shard.labels):
             result.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
             result.update(torch.as_tensor(tensor).contiguous().numpy().tobytes())
-        result.update(json.dumps([shard.classes, asdict(shard.normalisation)]).encode())
+        result.update(json.dumps([shard.classes, shard.normalisation.to_json()]).encode())
     return result.hexdigest()
 
 
@@ -247,6 +252,12 @@ def _groups(rows: Rows, decoded: Decoded) -> tuple[str, ...] | None:
 
 def _normalisation(settings: DataSettings, images: UInt8[Tensor, "n c h w"]) -> Normalisation:
     channels = images.shape[1]
+    if settings.zca:
+        if settings.mean is not None or settings.std is not None:
+            raise InputError(
+                "data.zca = true stands in place of data.mean and data.std: leave those away, or set it to false"
+            )
+        return Normalisation((0.0,) * channels, (1.0,) * channels, estimate(images, settings.zca_epsilon))
     if settings.mean is not None or settings.std is not None:
         if settings.mean is None or settings.std is None:
             raise InputError("data.mean and data.std go together: give both, or neither to measure them")

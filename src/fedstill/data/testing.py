@@ -21,7 +21,8 @@ __all__ = ["fingerprint", "formed", "match_classes", "read_labelled"]
 
 
 def formed(settings: DataSettings, like: Shard, *, fit: Literal["stretch", "crop"], what: str) -> DataSettings:
-    """``settings`` whose images come as ``like`` has them: size, channels, normalisation.
+    """``settings`` whose images come as ``like`` has them: size, channels, mean and deviation. A whitening is no setting: whoever
+    loads by these puts ``like.normalisation`` in.
 
     Raises:
         InputError: pictures have not so many channels; ``what`` is called by this name.
@@ -29,8 +30,8 @@ def formed(settings: DataSettings, like: Shard, *, fit: Literal["stretch", "crop
     if like.channels not in (1, 3):
         raise InputError(f"{what} has images of {like.channels} channels: test images have 1 or 3")
     channels = cast(Literal[1, 3], like.channels)
-    normalisation = like.normalisation
-    return replace(settings, size=like.size, channels=channels, fit=fit, mean=normalisation.mean, std=normalisation.std)
+    mean, std = like.normalisation.mean, like.normalisation.std
+    return replace(settings, size=like.size, channels=channels, fit=fit, mean=mean, std=std, zca=False)
 
 
 def read_labelled(path: Path, like: Shard, *, fit: Literal["stretch", "crop"], what: str) -> Shard:

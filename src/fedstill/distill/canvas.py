@@ -122,7 +122,7 @@ class Canvas:
         self.generator = generator
         self.space = space
         self.labels = labels
-        self.normalisation = normalisation
+        self.normalisation = normalisation.to(labels.device)
         self.strokes = strokes
         self.chunk = chunk
         self._latent = {name: tensor.detach().clone().requires_grad_() for name, tensor in latent.items()}
@@ -169,7 +169,8 @@ class Canvas:
 
     def shard(self, classes: tuple[str, ...]) -> Shard:
         """The images in units of the pixel range, not clamped, as a Shard on the CPU."""
-        return Shard(self.normalisation.undo(self.render()).cpu(), self.labels.cpu(), classes, self.normalisation)
+        pixels = self.normalisation.undo(self.render())
+        return Shard(pixels, self.labels, classes, self.normalisation).to("cpu")
 
     def push(self, pull: Pull) -> None:
         """Carry the pull through the generator, chunk by chunk, and take one step."""

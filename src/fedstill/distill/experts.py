@@ -237,6 +237,8 @@ def _identity(
     resolved = architecture.resolved()
     told = [resolved.name, resolved.channels, list(resolved.size), resolved.classes, dict(resolved.options)]
     told += [repr(recipe), repr(privacy), repr(shard.normalisation), precision, list(seed.path), images.hexdigest()]
+    if shard.normalisation.whitening is not None:
+        told.append(shard.normalisation.whitening.digest)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

@@ -68,7 +68,7 @@ def begin(real: Shard, *, ipc: int, start: Start, missing: Missing, seed: Seed) 
 
 def canvas_of(images: Shard, *, lr: float, momentum: float, device: str) -> Canvas:
     """A canvas of pixels that holds ``images``."""
-    pixels = Pixels(images.channels, images.size, images.normalisation)
+    pixels = Pixels(images.channels, images.size, images.normalisation.to(device))
     return Canvas(
         pixels,
         pixels.depth,

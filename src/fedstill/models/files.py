@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, final
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from fedstill import __version__
 from fedstill.data.shard import Normalisation
+from fedstill.data.whitening import TENSORS, pack, unpack
 from fedstill.described import read_described
 from fedstill.errors import InputError, RunError
 from fedstill.files import write_bytes
@@ -29,8 +31,11 @@ from fedstill.seeds import Seed
 
 __all__ = ["FORMAT", "Classifier", "Note", "load_model", "save_model"]
 
-FORMAT = 2
+FORMAT = 3
 """Version of the format; it grows when an older reader would misread a newer file."""
+
+_UNWHITENED = 2
+"""Version of a file without whitening, which older readers read."""
 
 Note = str | float | None
 Fit = Literal["stretch", "crop"]
@@ -49,6 +54,7 @@ class _Card(BaseModel):
     classes: list[str]
     mean: list[Annotated[float, Field(allow_inf_nan=False)]]
     std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+    zca_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     fit: Fit = "stretch"  # format 1 did not say
     notes: dict[str, Note]
 
@@ -142,18 +148,20 @@ def save_model(
     _empty(architecture, state, f"cannot write {path}")
     if bad := _not_finite(state):
         raise RunError(f"cannot write {path}: the weights '{bad}' are not finite; use a smaller learning rate")
+    whitening = normalisation.whitening
     card = {
-        "version": FORMAT,
+        "version": _UNWHITENED if whitening is None else FORMAT,
         "architecture": architecture.resolved().to_json(),
         "classes": list(classes),
-        "mean": list(normalisation.mean),
-        "std": list(normalisation.std),
+        **normalisation.to_json(),
         "fit": fit,
         "notes": {name: _note(value) for name, value in {"fedstill": __version__, **notes}.items()},
     }
     # cloned: safetensors refuses tensors that share memory
     flat = {name: state[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in sorted(state)}
-    write_bytes(path, save(flat, {_CARD: json.dumps(card, allow_nan=False)}))
+    beside = {} if whitening is None else pack(whitening)
+    assert not flat.keys() & beside.keys()
+    write_bytes(path, save(flat | beside, {_CARD: json.dumps(card, allow_nan=False)}))
 
 
 def load_model(path: str | Path, device: str = "cpu", *, allow_import: bool = False) -> Classifier:
@@ -185,6 +193,11 @@ def load_model(path: str | Path, device: str = "cpu", *, allow_import: bool = Fa
             "that code: pass allow_import=True if you trust the file and have the code"
         )
     classes, normalisation = tuple(card.classes), Normalisation(tuple(card.mean), tuple(card.std))
+    if card.zca_epsilon is not None:
+        shape = (architecture.channels, *architecture.size)
+        whitening = unpack(state, shape=shape, epsilon=card.zca_epsilon, place=str(path))
+        normalisation = replace(normalisation, whitening=whitening)
+        state = {name: tensor for name, tensor in state.items() if name not in TENSORS}
     _check_counts(architecture, classes, normalisation, str(path))
     network = _empty(architecture, state, str(path))
     if bad := _not_finite(state):
@@ -192,7 +205,7 @@ def load_model(path: str | Path, device: str = "cpu", *, allow_import: bool = Fa
     network = network.to_empty(device="cpu") if architecture.name in MODELS else network
     network.load_state_dict(state)
     try:
-        network = network.to(device)
+        network, normalisation = network.to(device), normalisation.to(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device = '{device}': {str(error).splitlines()[0]}") from error
     return Classifier(

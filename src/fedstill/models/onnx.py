@@ -23,8 +23,8 @@ def export_onnx(classifier: Classifier, path: str | Path) -> None:
     """Write ``classifier`` as ONNX: input ``pixels`` [n, c, h, w] in 0 … 1, output ``logits`` [n, classes], any n.
 
     The file's ``metadata_props`` hold ``classes`` (a JSON list, in the order of the logits), ``mean`` and ``std`` (JSON
-    lists, for information: the graph applies them itself), ``fit`` (``stretch`` or ``crop``: how images are brought to
-    size before) and ``architecture`` (JSON).
+    lists) and, where images are whitened, ``zca_epsilon`` (these for information: the graph normalises and whitens by itself),
+    ``fit`` (``stretch`` or ``crop``: how images are brought to size before) and ``architecture`` (JSON).
 
     Raises:
         MissingExtra: onnx or onnxscript is not installed.
@@ -51,8 +51,7 @@ def export_onnx(classifier: Classifier, path: str | Path) -> None:
     assert program is not None  # it is None for dynamo=False alone
     program.model.metadata_props.update(
         classes=json.dumps(classifier.classes),
-        mean=json.dumps(classifier.normalisation.mean),
-        std=json.dumps(classifier.normalisation.std),
+        **{name: json.dumps(value) for name, value in classifier.normalisation.to_json().items()},
         fit=classifier.fit,
         architecture=json.dumps(classifier.architecture.to_json()),
     )

@@ -77,8 +77,9 @@ def _data(run: Run) -> str:
     table = run.settings.get("data")
     if not isinstance(table, Mapping):
         return ""
-    # which column of a file holds what says nothing about the data, nor how images would be corrupted that are not
-    idle = () if table.get("corruptions") else ("severity", "spread", "frost")
+    # which column of a file holds what says nothing about the data, nor how images would be corrupted or whitened that are not
+    idle = [] if table.get("corruptions") else ["severity", "spread", "frost"]
+    idle += [] if table.get("zca") else ["zca_epsilon"]
     told = {key: value for key, value in table.items() if not key.endswith("_column") and key not in idle}
     if not (domains := [each for each in as_list(table.get("domains")) if isinstance(each, Mapping)]):
         return _options(told, "source")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from fedstill.data.settings import DataSettings
 from fedstill.errors import InputError
 from fedstill.report.evaluated import Evaluated, read_evaluated
 from fedstill.report.reading import (
@@ -28,6 +29,9 @@ __all__ = ["UNFINISHED", "Holding", "Run", "read_run"]
 
 UNFINISHED = "the run was not finished: later rounds are missing"
 """What ``Run.missing`` says of a run that was interrupted, or is still at work."""
+
+_UNSAID: Table = {"zca": False, "zca_epsilon": DataSettings().zca_epsilon}
+"""Of ``[data]``, what runs do not say that are older than whitening: they are of the same settings as newer ones without it."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def read_run(folder: Path) -> Run:
         missing.append(UNFINISHED)
     return Run(
         folder=folder,
-        settings={key: value for key, value in experiment.items() if key != "provenance"},
+        settings=_settings(experiment),
         provenance=as_table(experiment.get("provenance")),
         holding=holding,
         rows=rows,
@@ -156,6 +160,13 @@ def read_run(folder: Path) -> Run:
         evaluated=read_evaluated(folder / "evaluation.json", missing),
         missing=tuple(missing),
     )
+
+
+def _settings(experiment: Table) -> Table:
+    settings = {key: value for key, value in experiment.items() if key != "provenance"}
+    if isinstance(data := settings.get("data"), Mapping):
+        settings["data"] = {**data, **{key: value for key, value in _UNSAID.items() if key not in data}}
+    return settings
 
 
 def _read_holding(path: Path, missing: list[str]) -> Holding | None:

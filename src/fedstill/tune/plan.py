@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedstill.conduct import PublishedSettings
+from fedstill.data.settings import DataSettings
 from fedstill.errors import InputError
 from fedstill.experiment import Experiment, by_content
 from fedstill.search import Choice, Integers, Params, Part, Range, Space
@@ -24,8 +25,11 @@ __all__ = ["Search", "read"]
 _RANGE = re.compile(r"(?P<low>[^:]*?[^.:])\.\.(?P<high>[^:]+?)(?P<log>:\s*log)?")
 _WHOLE = re.compile(r"[+-]?\d+")
 
-_LEFT_ALONE = ("size", "channels", "fit", "mean", "std")
+_LEFT_ALONE = ("size", "channels", "fit", "mean", "std", "zca", "zca_epsilon")
 """Keys of ``data`` that change how images are seen, and not which."""
+
+_UNSAID = (("data.zca", False), ("data.zca_epsilon", DataSettings().zca_epsilon))
+"""What searches do not tell that are older than these settings."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Search:
         fixed = {
             key: value
             for key, value in settings.items()
-            if key != "seed" and not any(covers(each, key) for each in self.space.parts)
+            if key != "seed" and not any(covers(each, key) for each in self.space.parts) and (key, value) not in _UNSAID
         }
         varied = {f"--vary {key}": part.to_json() for key, part in self.space.parts.items()}
         more = {"rounds": self.experiment.rounds, "--seeds": list(self.seeds), "pruning": self.prune}
