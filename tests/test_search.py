@@ -224,3 +224,13 @@ def test_few_trials_failed_ones_and_pruned_ones_prune_nobody():
     others = [Trial({}, "failed", steps={0: 0.9})] * 9 + [Trial({}, "pruned", steps={0: 0.9})] * 9
     assert Pruner().cut({0: 0.4}, [*finished([0.3]), *others]) is None
     assert Pruner(startup=1).cut({0: 0.1}, finished([0.3], 1)) == 0
+
+
+def test_what_is_to_be_tried_first_is():
+    space = Space({"optimiser": Choice(("sgd", "adam")), "lr": Range(1e-4, 1.0, log=True)})
+    first = {"optimiser": "adam", "lr": 0.003}
+    found = propose(space, [], 3, SEED, first=first)
+    assert found[0] == first
+    assert len({tuple(each.items()) for each in found}) == 3
+    assert propose(space, [Trial(first, "finished", 0.5)], 1, SEED, first=first) != [first]
+    assert propose(space, [], 2, SEED, first={"optimiser": "adam", "lr": 7.0}) == propose(space, [], 2, SEED)

@@ -63,7 +63,9 @@ class Trial:
             raise ValueError(f"a finished trial has a finite value, not {self.value}: such a one has failed")
 
 
-def propose(space: Space, done: Sequence[Trial], count: int, seed: Seed) -> list[Params]:
+def propose(
+    space: Space, done: Sequence[Trial], count: int, seed: Seed, *, first: Params | None = None
+) -> list[Params]:
     """The next ``count`` parameters to try, none of which was tried before.
 
     Those of one call are proposed one after another, each as if those before it had come to little, so that they differ (the
@@ -74,6 +76,7 @@ def propose(space: Space, done: Sequence[Trial], count: int, seed: Seed) -> list
         done: all that was tried, in order.
         count: how many; fewer are returned where a space has no more that were not tried.
         seed: of the search.
+        first: what is tried before all else, to the same four digits; passed over where the space has no such parameters.
 
     Raises:
         MissingExtra: Optuna is not installed.
@@ -83,6 +86,8 @@ def propose(space: Space, done: Sequence[Trial], count: int, seed: Seed) -> list
     with _quiet():
         distributions = {name: _distribution(part) for name, part in space.parts.items()}
         study = _study([_frozen(trial, space, distributions) for trial in done])
+        if first is not None and not done and space.holds(first):
+            study.enqueue_trial({name: _inner(part, first[name]) for name, part in space.parts.items()})
         found: list[Params] = []
         for number in range(len(done), len(done) + count):
             if space.size is not None and len(tried) >= space.size:

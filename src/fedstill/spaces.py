@@ -143,6 +143,14 @@ class Space:
         sizes = [part.size for part in self.parts.values()]
         return None if None in sizes else math.prod(size for size in sizes if size is not None)
 
+    def holds(self, params: Params) -> bool:
+        """Whether these are parameters of it."""
+        try:
+            self.encode(params)
+        except InputError:
+            return False
+        return True
+
     def encode(self, params: Mapping[str, Any]) -> list[float]:
         """A number for each part: a choice's place, a range's value. Kept as float64, :meth:`decode` gives the same back.
 

@@ -57,6 +57,12 @@ def space_of(keys: Sequence[Searched], base: Recipe) -> Space:
     return Space({key: parts[key] for key in keys})
 
 
+def own(keys: Sequence[Searched], base: Recipe) -> dict[str, Any]:
+    """The parameters of ``base`` itself, which are tried first: by its own measure, no search ends below what was there."""
+    all_of_it = {"optimiser": base.optimiser, "lr": base.lr, "epochs": base.epochs, "augmentation": True}
+    return {key: all_of_it[key] for key in keys}
+
+
 def recipe_of(base: Recipe, params: Mapping[str, Any]) -> Recipe:
     """``base`` with these parameters in it."""
     changes = {key: value for key, value in params.items() if key != "augmentation"}
@@ -122,10 +128,10 @@ def choose(
         RunError: no class of the union has two images.
     """
     lesson, held = held_out(union, share, desk.seed.at("held out"))
-    space = space_of(keys, base)
+    space, first = space_of(keys, base), own(keys, base)
     done: list[Trial] = []
     while len(done) < trials:
-        found = propose(space, done, min(at_once, trials - len(done)), desk.seed)
+        found = propose(space, done, min(at_once, trials - len(done)), desk.seed, first=first)
         if not found:
             break
         jobs = [
@@ -243,13 +249,13 @@ def ask(
     Raises:
         RunError: it is over, and no training has come to anything.
     """
-    space = space_of(keys, base)
+    space, first = space_of(keys, base), own(keys, base)
     state = state.drop(*(f"model:{name}" for name in networks(state)))
     done, at_work = list(done), list[Trial]()
     trained: dict[str, Group] = {}
     losses: dict[str, float] = {}
     while not trained and len(done) < trials:
-        found = propose(space, done, min(at_once, trials - len(done)), desk.seed)
+        found = propose(space, done, min(at_once, trials - len(done)), desk.seed, first=first)
         if not found:
             break
         recipes = [recipe_of(base, params) for params in found]
