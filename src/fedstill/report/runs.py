@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fedstill.data.settings import DataSettings
 from fedstill.errors import InputError
 from fedstill.report.evaluated import Evaluated, read_evaluated
 from fedstill.report.reading import (
@@ -29,9 +28,6 @@ __all__ = ["UNFINISHED", "Holding", "Run", "read_run"]
 
 UNFINISHED = "the run was not finished: later rounds are missing"
 """What ``Run.missing`` says of a run that was interrupted, or is still at work."""
-
-_UNSAID: Table = {"zca": False, "zca_epsilon": DataSettings().zca_epsilon}
-"""Of ``[data]``, what runs do not say that are older than whitening: they are of the same settings as newer ones without it."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +159,10 @@ def read_run(folder: Path) -> Run:
 
 
 def _settings(experiment: Table) -> Table:
+    """Without what runs that are older than whitening do not say, where a newer one has none: their settings are the same."""
     settings = {key: value for key, value in experiment.items() if key != "provenance"}
-    if isinstance(data := settings.get("data"), Mapping):
-        settings["data"] = {**data, **{key: value for key, value in _UNSAID.items() if key not in data}}
+    if isinstance(data := settings.get("data"), Mapping) and data.get("zca") is False:
+        settings["data"] = {key: value for key, value in data.items() if key not in ("zca", "zca_epsilon")}
     return settings
 
 
