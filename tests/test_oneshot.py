@@ -20,6 +20,7 @@ from fedstill.distill import experts as experts_module
 from fedstill.distill.course import Course
 from fedstill.engines.local import LocalEngine
 from fedstill.errors import InputError, MissingExtra, RunError
+from fedstill.models.choice import Choice
 from fedstill.privacy import epsilon_of
 from fedstill.rounds import Desk, Reply, rounds
 from fedstill.run import drive
@@ -374,6 +375,10 @@ def test_the_union_may_be_learned_at_the_clients_own_rate(monkeypatch):
     assert (seen[0].momentum, seen[0].decay, seen[0].drop) == (0.9, 5e-4, 0.1)
 
 
+def overwritten(bundle, group, name, value):
+    return bundle.put(**{group: {**bundle.groups[group], name: torch.full_like(bundle.groups[group][name], value)}})
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -386,6 +391,11 @@ def test_the_union_may_be_learned_at_the_clients_own_rate(monkeypatch):
         (lambda b: b.drop("statistics"), "record of its distillation is damaged"),
         (lambda b: b.put(statistics={**b.groups["statistics"], "chosen": torch.tensor([9, 9])}), "is damaged"),
         (lambda b: b.put(statistics=Course().group()), "is damaged"),
+        (lambda b: b.put({"rate": 1e308}), "step size is 1e+308"),
+        (lambda b: overwritten(b, "synthetic", "images", 1e30), "1e+30 pixel ranges from mid-grey"),
+        (lambda b: overwritten(b, "statistics", "checks", 7.0), "an accuracy is above 1"),
+        (lambda b: b.put(statistics={**b.groups["statistics"], "losses": torch.ones(10**6).double()}), "longer than"),
+        (lambda b: b.put(statistics={**b.groups["statistics"], "lengths": torch.ones(3000, 2).long()}), "longer than"),
     ],
 )  # fmt: skip
 def test_a_strangers_reply_is_checked(change, words):
@@ -396,6 +406,15 @@ def test_a_strangers_reply_is_checked(change, words):
     assert [failure.client for failure in outcome.failures] == ["c01"]
     assert words in outcome.failures[0].reason
     assert set(outcome.state.members("synthetic")) == {"c00"}
+
+
+def test_losses_beyond_all_sums_are_as_good_as_infinite():
+    algorithm = make()
+    good = sent(algorithm)
+    bad = overwritten(good, "statistics", "losses", 1e308)
+    outcome = algorithm.aggregate(algorithm.init(["c00"], DESK), [Reply("c00", bad)], DESK)
+    assert not outcome.failures
+    assert "not finite" in outcome.figures["clients"]["c00"]["attempts"][0]["ill"]
 
 
 def test_a_search_by_the_union_trains_on_all_of_it_afterwards():
@@ -420,11 +439,12 @@ def test_what_is_held_out_is_of_every_class_that_has_two():
         held_out(union.take([0, 11, 12]), 0.5, Seed.root(0))
 
 
+WIDER = Choice("convnet", "wider", {"depth": 2, "width": 3})
 SEARCH = {"search": "clients", "trials": 5, "at_once": 2, "distill_steps": 0}
 
 
 def test_a_search_by_clients_asks_for_counts_and_ends_by_itself():
-    algorithm = make(**SEARCH)
+    algorithm = make(**SEARCH, global_models=(WIDER,))
     done = run(algorithm, until=9)
     assert [len(each.figures.get("search", ())) for each in done] == [0, 2, 2, 1]
     network = sum(tensor.nbytes for tensor in done[-1].state.groups["model"].values())
@@ -437,7 +457,22 @@ def test_a_search_by_clients_asks_for_counts_and_ends_by_itself():
     trained = algorithm.models(done[-1].state)["global"].module().eval()
     right = sum(int((trained(s.validation.inputs()).argmax(1) == s.validation.labels).sum()) for s in sites.values())
     assert right / sum(len(s.validation) for s in sites.values()) == pytest.approx(leader["value"])
+    for each in done[:-1]:  # others have learned nothing yet
+        assert set(algorithm.models(each.state)) == {"global"}
+    assert set(algorithm.models(done[-1].state)) == {"global", "wider"}
     assert algorithm.task(done[-1].state) is None
+
+
+def test_too_few_rounds_for_a_search_are_said_before_it():
+    (remark,) = make(**SEARCH).remarks(3)
+    assert "needs 4 rounds for 5 trials" in remark
+    assert make(**SEARCH).remarks(4) == ()
+
+
+def test_what_a_search_by_clients_cannot_use_is_refused_before_a_client_works(tmp_path):
+    table = tiny.table({"name": "oneshot", **SEARCH}, partition={"validation": 0.0})
+    with pytest.raises(InputError, match="search = 'clients': no client keeps validation images"):
+        tiny.Experiment.from_table(table).build()
 
 
 def test_a_search_that_was_interrupted_goes_on_to_the_same_bits():

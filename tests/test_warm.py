@@ -75,6 +75,8 @@ def test_a_file_that_does_not_fit_is_refused(left, changed, sentence):
 
 def test_a_method_that_sends_no_network_refuses_one(left):
     with pytest.raises(InputError, match="sends clients no network"):
+        tiny.experiment(ONESHOT, start=str(left)).build()
+    with pytest.raises(InputError, match="sends clients no network"):
         started_from(Bundle(), str(left), tiny.experiment().build().world)
 
 

@@ -232,7 +232,12 @@ class Experiment:
         cohort_size(cohort, tuple(sites), self.quorum)
         start = algorithm.init(tuple(sites), Desk(root.at("run", "init"))).detached()
         if self.start is not None:
-            start = started_from(start, self.start, world)
+            start = started_from(start, self.start, world, from_scratch=getattr(algorithm, "from_scratch", False))
+        setting = getattr(algorithm, "needs_validation", None)
+        if setting is not None and not any(len(site.validation) for site in sites.values()):
+            raise InputError(
+                f"{setting}: no client keeps validation images to choose by; set partition.validation above 0"
+            )
         for name in algorithm.models(start):
             if not CLIENT_NAME.fullmatch(name):
                 raise InputError(f"the network '{name}' names a file: use 1 to 64 letters, digits, '.', '_' or '-'")

@@ -25,17 +25,18 @@ MODEL = "model"
 """The group of a method's state that clients receive and train."""
 
 
-def started_from(state: Bundle, path: str, world: World) -> Bundle:
+def started_from(state: Bundle, path: str, world: World, *, from_scratch: bool = False) -> Bundle:
     """``state`` with the weights of the file in place of those of the network that clients train.
 
-    What it begins with beside them, such as larger networks of the server, stays.
+    What it begins with beside them, such as larger networks of the server, stays. A method may say of itself that it trains
+    from scratch (``from_scratch``), as OneShot does.
 
     Raises:
         InputError: the file is missing or no model file; its network, classes or normalisation are not the experiment's; the
             method has no network that clients are sent.
     """
     place = f"start = '{path}'"
-    if MODEL not in state.groups:
+    if from_scratch or MODEL not in state.groups:
         raise InputError(f"{place}: this method sends clients no network that could begin so; leave start out")
     if not Path(path).is_file():
         raise InputError(f"{place}: there is no such file; give a model file, as a run leaves in its folder models/")

@@ -1,7 +1,8 @@
 """How a server chooses the way it trains on the union of distilled sets: {SGD, Adam} × step size, by Optuna, and never by test
 images (Epple's report does not say by which).
 
-Trials are plain values in the server's state, a row of numbers each, so a search that was interrupted goes on to the same bits.
+Trials of a search by clients are plain values in the server's state, a row of numbers each: an interrupted one goes on after its
+last round, to the same bits. A search by held-out images is a part of one round, and begins anew with it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,19 @@ from fedstill.search import Choice, Integers, Pruner, Range, Space, State, Trial
 from fedstill.seeds import Seed
 from fedstill.train import Fitted, Recipe, fit
 
-__all__ = ["TRIAL", "Searched", "ask", "check_search", "choose", "counted", "hear", "networks", "recipe_of", "shown"]
+__all__ = [
+    "TRIAL",
+    "Searched",
+    "ask",
+    "check_search",
+    "choose",
+    "counted",
+    "hear",
+    "networks",
+    "recipe_of",
+    "shown",
+    "too_few",
+]
 
 Searched = Literal["optimiser", "lr", "epochs", "augmentation"]
 """What of a recipe may be searched."""
@@ -214,6 +227,17 @@ def shown(trials: Sequence[Trial]) -> list[dict[str, Any]]:
 
 
 # --- by clients --------------------------------------------------------------------------------------------------------
+
+
+def too_few(rounds: int, trials: int, at_once: int) -> str | None:
+    """What to say of a run of so many rounds; None where they are enough."""
+    wanted = 1 + math.ceil(trials / at_once)
+    if rounds >= wanted:
+        return None
+    return (
+        f"algorithm.search = 'clients' needs {wanted} rounds for {trials} trials, {at_once} a round, and the run has {rounds}: "
+        f"it ends with the best network so far, and goes on with  fedstill resume RUN --rounds {wanted}"
+    )
 
 
 class Heard(NamedTuple):

@@ -56,10 +56,11 @@ from fedstill.algorithms.choosing import (
     networks,
     recipe_of,
     shown,
+    too_few,
 )
 from fedstill.algorithms.priors import generator_of, space_of
 from fedstill.algorithms.replies import Sieve
-from fedstill.algorithms.sending import check_privacy, make, read
+from fedstill.algorithms.sending import check_privacy, make, privacy_remark, read
 from fedstill.algorithms.union import Course as Lesson
 from fedstill.algorithms.union import DistilledSet, global_networks, join_sets, keep, study
 from fedstill.bundle import Bundle
@@ -77,6 +78,8 @@ from fedstill.train import Recipe
 __all__ = ["OneShot"]
 
 GLOBAL = "global"
+START = "model:before trials"
+"""Group of the state: where trials of a search by clients begin. No network can be called so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,9 +196,11 @@ class OneShot:
             InputError: an option, or two together, cannot be used.
         """
         self._check()
-        return Bundle().put(
+        state = Bundle().put(
             **{_group(name): each.build(desk.seed.at("model", name)).state_dict() for name, each in self._all().items()}
         )
+        # every trial of a search begins with the same weights, whichever round it falls in
+        return state.put(**{START: state.groups["model"]}) if self.search == "clients" else state
 
     def task(self, state: Bundle) -> str | None:
         if not state.members("synthetic"):
@@ -260,21 +265,31 @@ class OneShot:
         state, losses = self._asked(heard.state, heard.done, desk)
         recipe = recipe_of(self._recipe(state), best(heard.done).params)
         if not networks(state):  # the search is over: the other networks learn as the best one did
-            state, losses = self._train(state, [name for name in self._all() if name != GLOBAL], recipe, desk)
+            state, losses = self._train(
+                state.drop(START), [name for name in self._all() if name != GLOBAL], recipe, desk
+            )
         figures = {"search": shown(heard.scored), "recipe": _found(recipe), "loss": losses}
         return Outcome(state, {**figures, "seconds": {"train": time.perf_counter() - began}}, heard.failures)
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
-        return {name: Trained(each, state.groups[_group(name)]) for name, each in self._all().items()}
+        # while clients choose, there is the best network so far; the others have not learned anything yet
+        names = [GLOBAL] if networks(state) else list(self._all())
+        return {name: Trained(self._all()[name], state.groups[_group(name)]) for name in names}
 
     def remarks(self, rounds: int) -> Sequence[str]:
         """What a user of ``rounds`` rounds may want to know before they begin."""
-        if self.privacy_epsilon is None:
-            return ()
-        return (
-            f"epsilon = {self.privacy_epsilon:g} covers each client's training images, not its validation images, its classes or "
-            "its number of images; the noise comes of the run's seed, and who knows that can take it off",
-        )
+        searched = too_few(rounds, self.trials, self.at_once) if self.search == "clients" else None
+        return tuple(each for each in (searched, privacy_remark(self)) if each is not None)
+
+    @property
+    def needs_validation(self) -> str | None:
+        """The setting without validation images of clients cannot be used; None: there is none."""
+        return "algorithm.search = 'clients'" if self.search == "clients" else None
+
+    @property
+    def from_scratch(self) -> bool:
+        """That no client is sent a network, which a file's could stand for."""
+        return True
 
     # --- the server ----------------------------------------------------------------------------------------------
 
@@ -303,8 +318,7 @@ class OneShot:
 
     def _asked(self, state: Bundle, done: Sequence[Trial], desk: Desk) -> tuple[Bundle, dict[str, float]]:
         """The state with the networks of the next trials; with none, the search is over."""
-        architecture = self.world.architecture
-        start = Trained(architecture, architecture.build(desk.seed.at("model")).state_dict())
+        start = Trained(self.world.architecture, state.groups[START])
         return ask(
             state,
             done,

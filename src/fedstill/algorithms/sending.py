@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,11 +22,11 @@ import torch
 from fedstill.algorithms.priors import generator_of, space_of
 from fedstill.algorithms.sharing import received
 from fedstill.algorithms.union import DistilledSet
-from fedstill.bundle import Bundle
+from fedstill.bundle import Bundle, Group
 from fedstill.data.augment import Augmentation
 from fedstill.data.shard import Shard
 from fedstill.distill.canvas import Canvas, Generator, Matcher, Strokes
-from fedstill.distill.course import Course
+from fedstill.distill.course import Check, Course
 from fedstill.distill.experts import ExpertMatcher, train_experts
 from fedstill.distill.matchers import preferred_gradient
 from fedstill.distill.node import judged, tend
@@ -41,7 +41,14 @@ from fedstill.train import Recipe
 if TYPE_CHECKING:
     from fedstill.algorithms.oneshot import OneShot
 
-__all__ = ["Arrived", "check_privacy", "make", "read"]
+__all__ = ["Arrived", "check_privacy", "make", "privacy_remark", "read"]
+
+FARTHEST_SENT = 1e6
+"""How far from mid-grey a pixel that arrives may lie, in pixel ranges. Step sizes far too large, with no further attempt, take
+pixels to thousands, and normalising networks can still learn from them; what lies beyond could only end the server's training."""
+
+LARGEST_RATE = 1e3
+"""Of a student's step size that arrives: clients' mean α may be what the union is trained with."""
 
 
 class Arrived(NamedTuple):
@@ -81,17 +88,46 @@ def read(method: OneShot, reply: Reply) -> Arrived:
     kind = torch.uint8 if method.quantise else torch.float32
     synthetic = received(bundle.groups.get("synthetic", {}), method.world, ipc=method.ipc, kind=kind)
     rate = bundle.numbers.get("rate")
-    if rate is None or not rate > 0:
+    if rate is None or not 0 < rate <= LARGEST_RATE:
         raise InputError(f"its student's step size is {rate}, which trains nothing")
     if not len(synthetic):
         raise InputError("its synthetic set is empty")
+    if (farthest := _farthest(synthetic)) > FARTHEST_SENT:
+        raise InputError(f"its images are none: a pixel lies {farthest:.3g} pixel ranges from mid-grey")
     spent = _spent(method, bundle)
     if not method.distill_steps:
         return Arrived(DistilledSet(reply.client, synthetic, {}, None), rate, None, spent)
-    course = Course.of(bundle.groups.get("statistics", {}))
+    course = _course(method, bundle.groups.get("statistics", {}))
+    return Arrived(DistilledSet(reply.client, synthetic, {}, course.health()), rate, course, spent)
+
+
+def _farthest(synthetic: Shard) -> float:
+    """From mid-grey, in pixel ranges; of bytes, less than one."""
+    images = synthetic.images
+    return (images - 0.5).abs().max().item() if images.is_floating_point() else 0.0
+
+
+def _course(method: OneShot, group: Group) -> Course:
+    """A stranger's record, as long as this method's may be and no longer.
+
+    Raises:
+        InputError: it is none.
+    """
+    attempts, looks = method.retries + 1, method.distill_steps // method.check_every + 2
+    most = {
+        "lengths": 2 * attempts,
+        "losses": attempts * method.distill_steps,
+        "checks": attempts * looks * len(fields(Check)),
+    }
+    if any(name in group and group[name].numel() > count for name, count in most.items()):
+        raise InputError("its record of its distillation is longer than its attempts and steps can make it")
+    course = Course.of(group)
     if not all(each.checks for each in course.attempts):
         raise InputError("its record of its distillation is damaged: an attempt was never looked at")
-    return Arrived(DistilledSet(reply.client, synthetic, {}, course.health()), rate, course, spent)
+    said = [value for each in course.attempts for check in each.checks for value in (check.accuracy, check.deviation)]
+    if not all(value is None or value <= 1 for value in said):
+        raise InputError("its record of its distillation is damaged: an accuracy is above 1")
+    return course
 
 
 def check_privacy(method: OneShot) -> None:
@@ -117,6 +153,16 @@ def check_privacy(method: OneShot) -> None:
     architecture = method.world.architecture
     shape = (architecture.channels, *architecture.size)
     check_network(architecture.build(Seed(("check",))), shape, key=architecture.key)
+
+
+def privacy_remark(method: OneShot) -> str | None:
+    """What a user should know of the budget before a run begins; None without one."""
+    if method.privacy_epsilon is None:
+        return None
+    return (
+        f"epsilon = {method.privacy_epsilon:g} covers each client's training images, not its validation images, its classes or "
+        "its number of images; the noise comes of the run's seed, and who knows that can take it off"
+    )
 
 
 # --- privacy -----------------------------------------------------------------------------------------------------------

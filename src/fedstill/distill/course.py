@@ -6,7 +6,7 @@ ill attempt is told by rules:
 * the matching loss, averaged over 30 steps, does not fall, or ends at 1 or above (1 = as far from the expert as where it began);
 * the student's step size falls below a tenth of what it was, or to 0: a frozen student matches nothing, and looks converged;
 * pixels run away;
-* no check sees more validation accuracy than the images that it began with.
+* at every check validation accuracy, with the judges' own deviation added, stays at or below what it was at the start.
 
 :mod:`fedstill.distill.node` does the work.
 """
@@ -29,6 +29,9 @@ __all__ = ["WINDOW", "Attempt", "Check", "Course", "averaged", "diagnose", "hope
 
 WINDOW = 30
 """Steps of the moving average of the matching loss."""
+
+_ENDLESS = 1e30
+"""A loss from here on is as good as infinite: sums of some would be."""
 
 SHOWN = 100
 """Points of a loss curve in a round's figures, at most."""
@@ -150,7 +153,7 @@ class Course:
         """
         try:
             lengths = [(int(steps), int(looks)) for steps, looks in group["lengths"].tolist()]
-            losses = [loss if loss >= 0 else math.inf for loss in group["losses"].tolist()]
+            losses = [loss if 0 <= loss < _ENDLESS else math.inf for loss in group["losses"].tolist()]
             checks = [_check(*row) for row in group["checks"].tolist()]
             chosen = group["chosen"].tolist()
             if min(map(min, lengths)) < 0 or (len(losses), len(checks)) != (
