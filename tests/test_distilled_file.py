@@ -27,7 +27,7 @@ from fedstill import distilled as module
 from fedstill.bundle import Bundle
 from fedstill.cli import invoke
 from fedstill.data.augment import Augmentation
-from fedstill.data.shard import Normalisation, Shard
+from fedstill.data.shard import Normalisation, Shard, quantised
 from fedstill.data.testing import fingerprint, match_classes, read_labelled
 from fedstill.distilled import FORMAT, Distilled, Maker, Provenance, Quantised, Score, read, write
 from fedstill.errors import InputError, RunError
@@ -35,7 +35,7 @@ from fedstill.evaluation import Asked, FreshNetworks, evaluate_run
 from fedstill.experiment import Experiment
 from fedstill.models.architecture import Architecture
 from fedstill.models.files import load_model
-from fedstill.packing import Packing, pack_run, quantised
+from fedstill.packing import Packing, pack_run
 from fedstill.retrial import Trial, compared, evaluate_file
 from fedstill.run import drive
 from fedstill.seeds import Seed
@@ -623,3 +623,11 @@ def test_the_format_is_told_from_its_start(packed, finished):
     assert module.is_distilled(packed)
     assert not module.is_distilled(finished / "models" / "surrogate.safetensors")
     assert not module.is_distilled(finished)
+
+
+def test_what_a_run_made_bytes_has_no_floats_to_compare_with(tmp_path):
+    method = {"name": "oneshot", "ipc": 1, "distill_steps": 0, "global_epochs": 2, "quantise": True}
+    drive(tiny.experiment(method, rounds=1), out=tmp_path / "run")
+    with pytest.raises(InputError, match="keeps bytes already"):
+        pack_run(tmp_path / "run", tmp_path / "x.safetensors", Packing(quantise=True, cost=True, score=True))
+    assert not (tmp_path / "x.safetensors").exists()

@@ -14,13 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
 
 from fedstill import __version__
 from fedstill.algorithms.union import join_sets
 from fedstill.bundle import Group
-from fedstill.data.shard import Shard
+from fedstill.data.shard import Shard, quantised
 from fedstill.data.testing import fingerprint
 from fedstill.distilled import Distilled, Maker, Provenance, Quantised, Score, is_distilled, write
 from fedstill.errors import InputError
@@ -35,7 +33,7 @@ from fedstill.models.choice import Choice
 from fedstill.rounds import Desk, serial
 from fedstill.runtime import Processes, pick_device, prepared
 
-__all__ = ["Packing", "default_name", "pack_run", "quantised"]
+__all__ = ["Packing", "default_name", "pack_run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +147,10 @@ def _networks(experiment: Experiment, parts: Parts, models: Sequence[str]) -> Ma
 def _packed(run: Path, experiment: Experiment, parts: Parts, packing: Packing, number: int) -> _Packed:
     sets = read_sets(run / "synthetic" / f"{round_stem(number)}.safetensors", parts.world)
     floats = _plain(join_sets(sets, parts.world))
+    if packing.cost and not floats.images.is_floating_point():
+        raise InputError(
+            f"--cost: {run} keeps bytes already, and no floats that they could be compared with; leave it out"
+        )
     lesson, clipped = floats, None
     if packing.quantise and floats.images.is_floating_point():
         images, count = quantised(floats.images)
@@ -194,13 +196,6 @@ def _provenance(experiment: Experiment, parts: Parts, number: int) -> Provenance
         data=str(parts.identity[DATA]),
         partition=str(parts.identity[DEALT]),
     )
-
-
-def quantised(images: Float[Tensor, "n c h w"]) -> tuple[UInt8[Tensor, "n c h w"], int]:
-    """Images in units of the pixel range → the nearest of 256 levels, and how many values lay beyond the first or the last."""
-    levels = (images * 255).round()
-    clipped = int(((levels < 0) | (levels > 255)).sum())
-    return levels.clamp(0, 255).to(torch.uint8), clipped
 
 
 def _scored(

@@ -24,7 +24,7 @@ from fedstill.algorithms.sharing import received
 from fedstill.algorithms.union import DistilledSet
 from fedstill.bundle import Bundle, Group
 from fedstill.data.augment import Augmentation
-from fedstill.data.shard import Shard
+from fedstill.data.shard import Shard, quantised
 from fedstill.distill.canvas import Canvas, Generator, Matcher, Strokes
 from fedstill.distill.course import Check, Course
 from fedstill.distill.experts import ExpertMatcher, train_experts
@@ -300,7 +300,7 @@ def _as_sent(method: OneShot, canvas: Canvas) -> Shard:
     shard = canvas.shard(method.world.classes)
     if not method.quantise:
         return shard
-    return replace(shard, images=(shard.images.clamp(0, 1) * 255).round().to(torch.uint8))
+    return replace(shard, images=quantised(shard.images)[0])
 
 
 def _recipe_of_experts(method: OneShot) -> Recipe:

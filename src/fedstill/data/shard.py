@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from fedstill.data.whitening import Whitening
 
-__all__ = ["Normalisation", "Shard", "hard_labels"]
+__all__ = ["Normalisation", "Shard", "hard_labels", "quantised"]
 
 _WHITENED = 1000  # rows in one product of matrices
 
@@ -148,3 +148,10 @@ class Shard:
             images=torch.cat([shard.images for shard in shards]),
             labels=torch.cat([shard.labels for shard in shards]),
         )
+
+
+def quantised(images: Float[Tensor, "n c h w"]) -> tuple[UInt8[Tensor, "n c h w"], int]:
+    """Images in units of the pixel range → the nearest of 256 levels, and how many values lay beyond the first or the last."""
+    levels = (images * 255).round()
+    clipped = int(((levels < 0) | (levels > 255)).sum())
+    return levels.clamp(0, 255).to(torch.uint8), clipped

@@ -15,8 +15,8 @@ __all__ = ["images"]
 _SPACE = "algorithm.space"
 _FOR_SPACES = 3  # of the pictures' bytes, one part in so many, where spaces are compared
 _SAY = (
-    "One row a class. ● the client holds the class, ○ it does not: such a row is made from what the client’s update and the "
-    "generator say together."
+    "One row a class. ● the client holds the class, ○ it does not: where a server distils, such a row is made from what the "
+    "client’s update and the generator say together."
 )
 
 

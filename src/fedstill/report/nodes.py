@@ -43,7 +43,8 @@ _SAY = (
     "it began. Accuracy: on the node’s own validation images, of fresh networks trained on its images; ± in the charts’ "
     "numbers is one sample standard deviation over these networks. Rate: the student’s learning rate. Pixels: smallest and "
     "largest value of the chosen images, where 0 to 1 is an ordinary photograph. An ill node begins again with smaller steps of "
-    "its images; losses and accuracies in the table are of the attempt that was chosen from. In the legend: the gain, in points."
+    "its images; losses and accuracies in the table are of the attempt that was chosen from. In the legend: the gain, in points; "
+    "its check was chosen as the highest by the same validation images, which flatters it a little."
 )
 
 _Curve = Sequence[tuple[int, Point]]

@@ -37,7 +37,8 @@ _NOTE = (
 
 
 _MODELS = {
-    "global": "global: the network that clients train, averaged over them or, at the ceiling, trained on all data.",
+    "global": "global: the network that clients train, averaged over them; where they send images, trained on the union of "
+    "these; at the ceiling, trained on all data.",
     "surrogate": "surrogate: the network that clients train, trained by the server on distilled images.",
 }
 
