@@ -572,6 +572,13 @@ def test_a_dry_run_multiplies_what_a_node_does():
     assert many.seconds["clients"] > 1000 * few.seconds["clients"]
 
 
+def test_a_dry_run_knows_the_rounds_of_a_search():
+    table = {"name": "oneshot", **SEARCH, "global_epochs": 3}
+    found = estimate(tiny.experiment(table, rounds=4))
+    assert found.rounds == 4
+    assert found.bytes_down > 0
+
+
 @pytest.mark.slow
 def test_a_run_that_is_over_is_finished_whatever_rounds_it_was_given(tmp_path):
     from fedstill.sweep.state import look

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fedstill.algorithms.virtual import OnVirtual, VirtualSettings, own_set
@@ -145,7 +146,9 @@ def estimate(experiment: Experiment) -> Cost:
     rounds = sum(len(stage.rounds) for stage in stages)  # a method may end before the experiment
     for stage in stages:
         matching = _per_match(algorithm, stage.inbox, site, desk) * (getattr(method, "match_steps", 1) - 1)
-        if hasattr(method, "expert_epochs"):
+        if stage.task == "score":
+            training = _seconds(partial(method.score, stage.inbox, site, Bundle(), desk)) * asked
+        elif hasattr(method, "expert_epochs"):
             training = _timed_node(method, stage.inbox, site, desk, mean=examples / asked) * asked
         elif own:
             training = _timed_visit(algorithm, stage.inbox, site, desk, epochs=epochs) * asked
@@ -214,9 +217,10 @@ def _timed_virtual(parts: Parts, settings: VirtualSettings, desk: Desk) -> float
 
 @dataclass(frozen=True)
 class _Stage:
-    """Rounds in which clients are sent the same, but for values: their numbers, and the first of them."""
+    """Rounds in which clients do the same and are sent the same, but for values: their numbers, and the first of them."""
 
     rounds: list[int]
+    task: str
     state: Bundle
     inbox: Bundle
     reply: Reply
@@ -232,18 +236,21 @@ def _stages(
     """
     stages: dict[object, _Stage] = {}
     for number in range(1, rounds + 1):
-        if algorithm.task(state) is None:
+        if (task := algorithm.task(state)) is None:
             break
         state = state.put({"round": number})
         inbox = algorithm.broadcast(state, client)
-        form = _form(inbox)
+        form = task, _form(inbox)
         if form in stages:
             stages[form].rounds.append(number)
             continue
-        bundle, _ = algorithm.local(inbox, site, Bundle(), desk)
+        if task == "score":
+            bundle = algorithm.score(inbox, site, Bundle(), desk)
+        else:
+            bundle, _ = algorithm.local(inbox, site, Bundle(), desk)
         if not bundle.finite():
             raise RunError("the first local step gives numbers that are not finite: use a smaller algorithm.lr")
-        stages[form] = _Stage([number], state, inbox, Reply(client, bundle.detached()))
+        stages[form] = _Stage([number], task, state, inbox, Reply(client, bundle.detached()))
         if rounds > 1:
             state = algorithm.aggregate(state, [stages[form].reply], desk).state
     return list(stages.values())
