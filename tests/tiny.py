@@ -30,6 +30,27 @@ FEDDGM = {
     "warm_start": True,
     "conditioning": False,
 }
+ONESHOT = {
+    "name": "oneshot",
+    "experts": 2,
+    "expert_epochs": 3,
+    "expert_lr": 0.1,
+    "expert_batch": 8,
+    "span": 1,
+    "latest": 2,
+    "student_steps": 2,
+    "student_lr": 0.1,
+    "ipc": 2,
+    "distill_steps": 6,
+    "check_every": 2,
+    "judges": 2,
+    "judge_epochs": 2,
+    "keep_every": 2,
+    "lr_images": 1.0,
+    "retries": 0,
+    "global_epochs": 3,
+    "global_lr": 0.1,
+}
 
 
 def table(algorithm: dict[str, Any] = FEDAVG, **settings: Any) -> dict[str, Any]:

@@ -273,8 +273,8 @@ class OneShot:
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
         # while clients choose, there is the best network so far; the others have not learned anything yet
-        names = [GLOBAL] if networks(state) else list(self._all())
-        return {name: Trained(self._all()[name], state.groups[_group(name)]) for name in names}
+        known = {GLOBAL: self.world.architecture} if networks(state) else self._all()
+        return {name: Trained(each, state.groups[_group(name)]) for name, each in known.items()}
 
     def remarks(self, rounds: int) -> Sequence[str]:
         """What a user of ``rounds`` rounds may want to know before they begin."""
