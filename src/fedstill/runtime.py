@@ -6,6 +6,7 @@ Also the :class:`Processes` map, because a worker process is set up the same way
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import signal
@@ -16,11 +17,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from fedstill.errors import InputError
 
-__all__ = ["Processes", "describe", "interrupts", "peak_memory", "pick_device", "prepare", "prepared"]
+__all__ = ["Processes", "describe", "interrupts", "leave", "peak_memory", "pick_device", "prepare", "prepared"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -96,6 +97,16 @@ def interrupts() -> Iterator[Callable[[], None]]:
         yield check
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, in which all is said and done, without delay; its exit code is ``code``.
+
+    A Ctrl-C has nothing left to stop: it would show as tracebacks out of Python's own end.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()  # to take torch's modules apart costs 1.4 s on a machine that imports them in 2.3, and frees what ends anyway
+    sys.exit(code)
 
 
 def _tune_malloc() -> None:

@@ -27,6 +27,7 @@ import fedstill
 from fedstill.cli import evaluation, experiments, inspection, models, pack, priors, sweeping, tuning
 from fedstill.cli import watch as watching
 from fedstill.errors import FedstillError
+from fedstill.runtime import leave
 
 __all__ = ["app", "invoke", "main"]
 
@@ -75,7 +76,7 @@ def _root(
 
 def main() -> None:
     """The console script."""
-    sys.exit(invoke(sys.argv[1:]))
+    leave(invoke(sys.argv[1:]))
 
 
 def invoke(arguments: Sequence[str]) -> int:

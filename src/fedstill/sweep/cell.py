@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
+from fedstill.runtime import leave
+
 if TYPE_CHECKING:
     from fedstill.experiment import Experiment
     from fedstill.reporter import Ending, Opening
@@ -156,4 +158,4 @@ def _watch(handle: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
