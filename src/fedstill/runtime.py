@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.resource_tracker import ensure_running
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -212,17 +213,18 @@ def _born_deaf() -> Iterator[None]:
     """Processes that are started meanwhile never hear a Ctrl-C, which reaches every process of a terminal.
 
     The main one alone answers it, and ends its workers. A worker that heard it would die with a traceback, or be missed with
-    a warning. It has to be born so: what it could say for itself comes after its first second. For these milliseconds the main
-    process is deaf as well.
+    a warning. It has to be born so: what it could say for itself comes after its first second. It inherits a mask as it would
+    inherit a signal that is ignored; but ignored for as long as work is handed out, a Ctrl-C is lost, and masked it waits.
     """
-    if threading.current_thread() is not threading.main_thread():  # who alone may say what a signal does
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where no child inherits either
         yield
         return
-    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ensure_running()  # or it is started below, and Python 3.11's takes the mask off
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, heard)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_worker(threads: int, function: Callable[[Any], Any], item: Any) -> tuple[Any, int, float]:
