@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from fedstill.errors import InputError
+
 __all__ = ["EngineSettings", "EvaluateSettings", "OutputSettings", "PublishedSettings"]
 
 
@@ -17,12 +19,32 @@ class EngineSettings:
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    kind: Annotated[Literal["local"], Field(description="local = clients in this machine's memory")] = "local"
+    kind: Annotated[
+        Literal["local", "flower"],
+        Field(description="local = clients in this machine's memory; flower = Flower's simulation, on Ray"),
+    ] = "local"
     workers: Annotated[int, Field(ge=1, le=1024, description="processes that share the work")] = 1
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"],
         Field(description="auto | cpu | cuda | mps; auto takes the best there is"),
     ] = "auto"
+    timeout: Annotated[
+        float | None,
+        Field(gt=0, description="flower: seconds a client may take to answer; without it, as long as it takes"),
+    ] = None
+    cpus: Annotated[float, Field(gt=0, description="flower: cores that Ray counts for a client")] = 1.0
+    gpus: Annotated[float, Field(ge=0, description="flower: GPUs, or a share of one, that Ray gives to a client")] = 0.0
+    address: Annotated[
+        str | None,
+        Field(description="flower: HOST:PORT of a running Ray cluster; without it Ray is started on this machine"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "local":
+            for name in ("timeout", "cpus", "gpus", "address"):
+                value = getattr(self, name)
+                if value != EngineSettings.__dataclass_fields__[name].default:
+                    raise InputError(f"engine.{name} = {value!r} has no effect with engine.kind = 'local': remove it")
 
 
 @dataclass(frozen=True, kw_only=True)

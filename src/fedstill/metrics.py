@@ -18,7 +18,7 @@ from fedstill.evaluate.theory import Pull, Theory, compare
 from fedstill.experiment import Parts
 from fedstill.folder import FAILURES
 from fedstill.rounds import Engine, Failure, Round
-from fedstill.runtime import Processes, peak_memory
+from fedstill.runtime import Spent, peak_memory
 from fedstill.scores import Scores
 
 __all__ = ["Measured", "measure", "metrics_row", "plain", "reason"]
@@ -46,7 +46,7 @@ def measure(
     state: Bundle,
     device: str,
     gradients: bool,
-    processes: Processes | None,
+    spent: Spent,
     note: Callable[[str], None],
 ) -> Iterator[Measured]:
     """Measure rounds as they are done.
@@ -58,14 +58,14 @@ def measure(
         state: the server's before the first of the rounds.
         device: where to compute.
         gradients: compare the synthetic union's gradient with that of all clients' training images.
-        processes: the run's workers, if any.
+        spent: by the run's other processes.
         note: hears what cannot be measured, once.
     """
     scored = [client for client, site in parts.sites.items() if has_own_images(site)]
     real = [site.train for site in parts.sites.values()]
     pull: Pull | None = None
     noted = False
-    busy = _cpu_seconds(processes)
+    busy = _cpu_seconds(spent)
     for each in done:
         began = time.perf_counter()
         models = score_models(parts.algorithm.models(each.state), parts.data.test, device=device)
@@ -77,23 +77,23 @@ def measure(
                 note(f"round {each.number} left no synthetic set: evaluate.gradients has nothing to compare")
                 noted = True
         state = each.state
-        peaks = [peak for peak in (peak_memory(), processes.peak if processes else None) if peak]
+        peaks = [peak for peak in (peak_memory(), spent.peak) if peak]
         row = metrics_row(
             each,
             models,
             clients,
             theory=theory,
             seconds={"evaluate": time.perf_counter() - began},
-            cpu_seconds=_cpu_seconds(processes) - busy,
+            cpu_seconds=_cpu_seconds(spent) - busy,
             peak=max(peaks, default=None),
         )
         yield Measured(each, clients, row)
-        busy = _cpu_seconds(processes)  # to keep and tell a round is no part of it
+        busy = _cpu_seconds(spent)  # to keep and tell a round is no part of it
 
 
-def _cpu_seconds(processes: Processes | None) -> float:
+def _cpu_seconds(spent: Spent) -> float:
     """CPU time so far, of this process and of its workers' tasks."""
-    return time.process_time() + (processes.cpu_seconds if processes else 0.0)
+    return time.process_time() + spent.cpu_seconds
 
 
 def metrics_row(

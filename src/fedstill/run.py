@@ -12,6 +12,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ import torch
 
 from fedstill import checkpoint, folder
 from fedstill.bundle import Bundle
-from fedstill.engines.local import LocalEngine
 from fedstill.engines.memory import Memory
 from fedstill.errors import InputError, RunError
 from fedstill.experiment import PROVENANCE, Experiment, Parts
@@ -30,11 +30,12 @@ from fedstill.metrics import Measured, measure, reason
 from fedstill.models.files import save_model
 from fedstill.output import append_line, save_synthetic, whole_lines
 from fedstill.reporter import Ending, Opening, Reporter, Silent
-from fedstill.rounds import Desk, Failure, Round, rounds, serial
-from fedstill.runtime import Processes, describe, interrupts, pick_device, prepared
+from fedstill.rounds import Desk, Failure, Round, rounds
+from fedstill.runtime import describe, interrupts, pick_device, prepared
 from fedstill.seeds import Seed
 from fedstill.settings import read_toml
 from fedstill.trackers import tracked
+from fedstill.workplace import Workplace, workplace
 
 __all__ = ["Finished", "drive"]
 
@@ -105,8 +106,8 @@ def _recorded(record: _Record, hear: Reporter, *, resume: bool, overwrite: bool)
     hear.opening(Opening(experiment, out, tuple(record.rows), experiment.rounds, record.parts.data.skipped))
     ending: Ending = "failed"
     try:
-        with interrupts() as check:
-            for row, left in _work(record, state, done, hear, check):
+        with interrupts() as check, record.workplace(_desk(record, hear, check)) as there:
+            for row, left in _work(record, there, state, done, hear):
                 done = row["round"]
                 hear.row(row, left=left)
         finished = record.finish()
@@ -137,31 +138,31 @@ def _exhausted(error: MemoryError | RuntimeError) -> str | None:
     return None
 
 
-def _work(
-    record: _Record, state: Bundle, done: int, hear: Reporter, check: Callable[[], None]
-) -> Iterator[tuple[dict[str, Any], float]]:
-    """Each round's line, and the seconds left; ``check`` is called at every sign of progress."""
-    experiment, parts, device = record.experiment, record.parts, record.device
-    workers = experiment.engine.workers
-    processes = Processes(workers, experiment.threads) if workers > 1 else None
+def _desk(record: _Record, hear: Reporter, check: Callable[[], None]) -> Desk:
+    """The run's desk; ``check`` is called at every sign of progress."""
 
     def progress(phase: str, done: int, total: int) -> None:
         check()
         hear.progress(phase, done, total)
 
-    desk = Desk(
-        Seed.root(experiment.seed).at("run"),
-        device=device,
-        map=processes or serial,
+    return Desk(
+        Seed.root(record.experiment.seed).at("run"),
+        device=record.device,
         scratch=record.out / folder.SCRATCH,
         progress=progress,
     )
-    engine = LocalEngine(parts.algorithm, parts.sites, desk, record.memory)
+
+
+def _work(
+    record: _Record, there: Workplace, state: Bundle, done: int, hear: Reporter
+) -> Iterator[tuple[dict[str, Any], float]]:
+    """Each round's line, and the seconds left."""
+    experiment, parts = record.experiment, record.parts
     pace = _Pace(experiment.rounds)
     worked = rounds(
         parts.algorithm,
-        engine,
-        desk=desk,
+        there.engine,
+        desk=there.desk,
         until=experiment.rounds,
         cohort=parts.cohort,
         quorum=experiment.quorum,
@@ -171,11 +172,11 @@ def _work(
     for measured in measure(
         _usable(record, worked, hear),
         parts,
-        engine,
+        there.engine,
         state=state,
-        device=device,
+        device=record.device,
         gradients=experiment.evaluate.gradients,
-        processes=processes,
+        spent=there.spent,
         note=hear.note,
     ):
         number = measured.round.number
@@ -239,6 +240,11 @@ class _Record:
         self.memory = Memory(out / "memory")
         self.rows: list[dict[str, Any]] = []
         self.state = parts.start
+
+    def workplace(self, desk: Desk) -> AbstractContextManager[Workplace]:
+        """Where the run's work is done."""
+        parts, experiment = self.parts, self.experiment
+        return workplace(experiment.engine, parts.algorithm, parts.sites, desk, self.memory, threads=experiment.threads)
 
     def begin(self, *, overwrite: bool) -> tuple[Bundle, int]:
         """A new run: the state before round 1."""

@@ -15,14 +15,27 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.resource_tracker import ensure_running
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from fedstill.errors import InputError
 
-__all__ = ["Processes", "describe", "interrupts", "leave", "peak_memory", "pick_device", "prepare", "prepared"]
+__all__ = [
+    "Processes",
+    "Spent",
+    "describe",
+    "in_worker",
+    "interrupts",
+    "leave",
+    "peak_memory",
+    "pick_device",
+    "prepare",
+    "prepared",
+    "silence",
+]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -33,11 +46,20 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 TELEMETRY_OFF = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no telemetry: without it Ray hides the GPUs from work that asks for none
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "WANDB_ERROR_REPORTING": "false",
     "DO_NOT_TRACK": "1",
 }
+
+
+def silence() -> None:
+    """Telemetry of dependencies off, unless the user has set it: before they are imported."""
+    for name, value in TELEMETRY_OFF.items():
+        os.environ.setdefault(name, value)
 
 
 def prepare(threads: int = 1, *, malloc: bool = True) -> None:
@@ -46,8 +68,7 @@ def prepare(threads: int = 1, *, malloc: bool = True) -> None:
     ``threads`` belongs to the experiment: how a sum is split over threads changes its last bits. ``malloc = False`` leaves the
     allocator as the system has it.
     """
-    for name, value in TELEMETRY_OFF.items():
-        os.environ.setdefault(name, value)
+    silence()
     if malloc:
         _tune_malloc()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -180,31 +201,41 @@ def _cpu_name() -> str:
         return platform.processor() or "unknown"
 
 
+@dataclass
+class Spent:
+    """What a run's other processes took so far: largest resident size of one, in bytes, and CPU time of their tasks."""
+
+    peak: int = 0
+    cpu_seconds: float = 0.0
+
+    def add(self, peak: int, cpu_seconds: float) -> None:
+        """One more task."""
+        self.peak = max(self.peak, peak)
+        self.cpu_seconds += cpu_seconds
+
+
 class Processes:
     """A map over worker processes that keeps order, through joblib.
 
     Attributes:
-        peak: largest resident size seen in a worker, in bytes.
-        cpu_seconds: CPU time of the workers' tasks so far.
+        spent: what they took.
     """
 
     def __init__(self, workers: int, threads: int = 1) -> None:
         self.workers = workers
         self.threads = threads
-        self.peak = 0
-        self.cpu_seconds = 0.0
+        self.spent = Spent()
 
     def __call__(self, function: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]:
         from joblib import Parallel, delayed
 
         # "2*n_jobs": a thousand clients must not wait as a thousand pickled messages
         parallel = Parallel(n_jobs=self.workers, return_as="generator", pre_dispatch="2*n_jobs")
-        call = delayed(partial(_in_worker, self.threads, function))
+        call = delayed(partial(in_worker, self.threads, function))
         with _born_deaf():  # workers are started here, where they are missing
             outcomes = parallel(call(item) for item in items)
-        for result, peak, spent in outcomes:
-            self.peak = max(self.peak, peak)
-            self.cpu_seconds += spent
+        for result, peak, cpu_seconds in outcomes:
+            self.spent.add(peak, cpu_seconds)
             yield result
 
 
@@ -227,7 +258,8 @@ def _born_deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _in_worker(threads: int, function: Callable[[Any], Any], item: Any) -> tuple[Any, int, float]:
+def in_worker(threads: int, function: Callable[[A], B], item: A) -> tuple[B, int, float]:
+    """``function(item)`` in a worker process; with that process's largest resident size in bytes, and the CPU seconds it took."""
     began = time.process_time()
     prepare(threads)
     result = function(item)

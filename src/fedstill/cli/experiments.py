@@ -23,6 +23,7 @@ __all__ = ["demo", "init", "resume", "run"]
 DEMO = ("feddgm", "fedavg", "prioronly")
 
 Workers = Annotated[int | None, typer.Option(help="Processes that share the work.", show_default=False)]
+Engine = Annotated[str | None, typer.Option(help="local, or flower: its simulation on Ray.", show_default=False)]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.", show_default=False)]
 Rounds = Annotated[int | None, typer.Option(help="Number of the last round.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a round on standard output.")]
@@ -59,6 +60,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Of every random number.", show_default=False)] = None,
     rounds: Rounds = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/NAME")] = None,
+    engine: Engine = None,
     workers: Workers = None,
     device: Device = None,
     as_json: Json = False,
@@ -73,7 +75,13 @@ def run(
     from fedstill.experiment import Experiment
 
     look_here()
-    given = {"seed": seed, "rounds": rounds, "engine.workers": workers, "engine.device": device}
+    given = {
+        "seed": seed,
+        "rounds": rounds,
+        "engine.kind": engine,
+        "engine.workers": workers,
+        "engine.device": device,
+    }
     if skip_bad:
         given["data.skip_bad"] = "true"
     experiment = Experiment.read(file, [*(settings or ()), *_overrides(given)])
@@ -88,6 +96,7 @@ def run(
 def resume(
     folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
     rounds: Rounds = None,
+    engine: Engine = None,
     workers: Workers = None,
     device: Device = None,
     as_json: Json = False,
@@ -102,7 +111,7 @@ def resume(
     file = folder / EXPERIMENT
     if not file.exists():
         raise InputError(f"{folder} holds no run to resume: there is no {EXPERIMENT} in it")
-    given = {"rounds": rounds, "engine.workers": workers, "engine.device": device}
+    given = {"rounds": rounds, "engine.kind": engine, "engine.workers": workers, "engine.device": device}
     experiment = Experiment.read(file, _overrides(given))
     _drive(experiment, folder, as_json=as_json, quiet=quiet, resume=True)
 

@@ -1,0 +1,185 @@
+"""An engine on Flower's Grid: who is there, what is sent, and what comes of it.
+
+Flower's own strategies take one array record and one metric record a reply, which is less than most methods send; so its message
+interface is used, and ``rounds`` stays the one loop. Node ids are random and answers come as they are done; clients are known by
+name, from a roll call, and an answer belongs to the message that it replies to.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedstill.bundle import Bundle
+from fedstill.engines.client import SCORE, memory_before
+from fedstill.engines.flower.records import from_records, to_records
+from fedstill.engines.memory import Memory
+from fedstill.errors import InputError, RunError
+from fedstill.rounds import Desk, Failure, Reply
+from fedstill.runtime import Spent
+
+__all__ = ["CONTROL", "NAME", "WORK", "FlowerEngine", "roll_call"]
+
+NAME, WORK = "query.name", "train.work"
+"""The messages: who are you, and a piece of work."""
+
+CONTROL = "fedstill"
+"""The ConfigRecord of what is about a message and no part of its Bundle."""
+
+AT_ONCE = 50
+"""Messages under way: all at once, the answers of a thousand clients would lie in memory together, and take as long."""
+
+_LONGEST = 30 * 24 * 3600.0
+"""A message without a time-out of ours lasts so long, in seconds; Flower's own default is half a day."""
+
+
+class _Sent(NamedTuple):
+    client: str
+    deadline: float
+
+
+@dataclass(frozen=True)
+class FlowerEngine:
+    """Clients are nodes of a Grid.
+
+    Attributes:
+        grid: Flower's, of a run that is under way.
+        nodes: node id by client.
+        desk: the run's; its progress is told of every answer.
+        memory: what clients remember between rounds, which travels with their work. This is a simulation's: real sites keep
+            their own.
+        spent: is told what clients' processes took.
+        timeout: seconds from a message's sending after which its client is a Failure; None: it is waited for.
+        pause: seconds between looks for answers.
+    """
+
+    grid: Grid
+    nodes: Mapping[str, int]
+    desk: Desk
+    memory: Memory
+    spent: Spent
+    timeout: float | None = None
+    pause: float = 0.02
+
+    def clients(self) -> Sequence[str]:
+        return list(self.nodes)
+
+    def work(self, number: int, outbox: Mapping[str, Bundle], task: str) -> Iterator[Reply | Failure]:
+        waiting: dict[str, _Sent] = {}
+        unsent = iter(outbox)
+        done = 0
+        while True:
+            answers: list[Reply | Failure] = []
+            while len(waiting) < AT_ONCE and (client := next(unsent, None)) is not None:
+                identity = self._send(number, client, outbox[client], task)
+                if identity is None:
+                    answers.append(Failure(client, "is not connected any more"))
+                else:
+                    waiting[identity] = self._sent(client)
+            if not waiting and not answers:
+                return
+            answers += self._arrived(waiting, number, task)
+            for answer in answers:
+                done += 1
+                yield answer
+            self.desk.progress(task, done, len(outbox))
+            if not answers:
+                time.sleep(self.pause)
+
+    def _sent(self, client: str) -> _Sent:
+        return _Sent(client, float("inf") if self.timeout is None else time.monotonic() + self.timeout)
+
+    def _send(self, number: int, client: str, inbox: Bundle, task: str) -> str | None:
+        """Its identity; None where Flower does not know the node any more."""
+        content = to_records(inbox)
+        about: dict[str, Any] = {"round": number, "task": task, "client": client}
+        about["memory"] = self.memory.read(client, memory_before(number, task)).to_bytes()
+        content[CONTROL] = ConfigRecord(about)
+        message = Message(content, self.nodes[client], WORK, ttl=self.timeout or _LONGEST)
+        return next(iter(self.grid.push_messages([message])), None)
+
+    def _arrived(self, waiting: dict[str, _Sent], number: int, task: str) -> Iterator[Reply | Failure]:
+        """Answers that are there, and clients whose time is up; they are waited for no longer."""
+        for message in self.grid.pull_messages(list(waiting)):
+            sent = waiting.pop(message.metadata.reply_to_message_id, None)
+            if sent is not None:
+                yield self._read(sent.client, message, number, task)
+        now = time.monotonic()
+        for identity in [identity for identity, sent in waiting.items() if now >= sent.deadline]:
+            yield Failure(waiting.pop(identity).client, f"gave no answer within {self.timeout:g} s")
+
+    def _read(self, client: str, message: Message, number: int, task: str) -> Reply | Failure:
+        if message.has_error():
+            return Failure(client, f"its process failed: {message.error.reason or f'code {message.error.code}'}")
+        try:
+            about = message.content.config_records[CONTROL]
+            if "failure" in about:
+                return Failure(client, str(about["failure"]), str(about.get("detail", "")))
+            reply = from_records(message.content)
+            self.spent.add(int(_number(about["peak"])), _number(about["cpu_seconds"]))
+            if task != SCORE:
+                memory = about["memory"]
+                if not isinstance(memory, bytes):
+                    raise TypeError("its memory is no bytes")
+                self.memory.write(client, number, Bundle.from_bytes(memory, source="its memory"))
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            return Failure(client, f"its answer cannot be read: {error}")
+        return Reply(client, reply)
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
+
+
+def roll_call(
+    grid: Grid, expected: Sequence[str], *, alive: Callable[[], None], timeout: float | None, pause: float = 0.05
+) -> dict[str, int]:
+    """Ask every node for its name until all ``expected`` clients are there.
+
+    Args:
+        grid: Flower's, of a run that is under way; its nodes may come one by one.
+        expected: names of clients, in the order of the result.
+        alive: called at every look; raises where waiting is of no use.
+        timeout: seconds to wait; None: as long as it takes.
+        pause: seconds between looks.
+
+    Returns:
+        Node id by client, in the order of ``expected``.
+
+    Raises:
+        RunError: time is up, or two nodes give one name.
+    """
+    found: dict[str, int] = {}
+    asked: dict[str, int] = {}
+    known: set[int] = set()
+    until = float("inf") if timeout is None else time.monotonic() + timeout
+    while len(found) < len(expected):
+        alive()
+        for node in set(grid.get_node_ids()) - known:
+            known.add(node)
+            for identity in grid.push_messages([Message(RecordDict(), node, NAME)]):
+                asked[identity] = node
+        for message in grid.pull_messages(list(asked)) if asked else ():
+            node = asked.pop(message.metadata.reply_to_message_id)
+            name = "" if message.has_error() else _name(message.content)
+            if name in found:
+                raise RunError(f"two nodes call themselves '{name}': give every site a name of its own")
+            if name in expected:
+                found[name] = node
+        if time.monotonic() > until:
+            missing = [name for name in expected if name not in found]
+            raise RunError(f"{len(missing)} of {len(expected)} clients are not there, such as '{missing[0]}'")
+        time.sleep(pause)
+    return {name: found[name] for name in expected}
+
+
+def _name(content: RecordDict) -> str:
+    about = content.config_records.get(CONTROL)
+    return "" if about is None else str(about.get("client", ""))
