@@ -7,12 +7,13 @@ name, from a roll call, and an answer belongs to the message that it replies to.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedstill.bundle import Bundle
@@ -115,7 +116,7 @@ class FlowerEngine:
 
     def _read(self, client: str, message: Message, number: int, task: str) -> Reply | Failure:
         if message.has_error():
-            return Failure(client, f"its process failed: {message.error.reason or f'code {message.error.code}'}")
+            return Failure(client, *_told(message.error))
         try:
             about = message.content.config_records[CONTROL]
             if "failure" in about:
@@ -130,6 +131,13 @@ class FlowerEngine:
         except (InputError, KeyError, TypeError, ValueError) as error:
             return Failure(client, f"its answer cannot be read: {error}")
         return Reply(client, reply)
+
+
+def _told(error: Error) -> tuple[str, str]:
+    """What Flower says of a client that gave no answer: its first line in short, and all of it."""
+    whole = error.reason or f"code {error.code}"
+    first = re.sub(r"^<class '(?:[\w.]*\.)?(\w+)'>:<'", r"\1: ", whole.partition("\n")[0]).removesuffix("'>")
+    return f"its process failed: {first}", whole
 
 
 def _number(value: Any) -> float:
