@@ -11,10 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedstill.errors import RunError
+from fedstill.errors import InputError, RunError
 
-__all__ = ["aside", "numbered", "round_stem", "sweep", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "PRIVATE",
+    "aside",
+    "numbered",
+    "private_folder",
+    "round_stem",
+    "sweep",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
+PRIVATE = 0o600
+"""Mode of a file that its owner alone may read, such as a private key."""
 
 _STRAY = re.compile(r"\..+\.[a-z0-9_]{8}")  # as mkstemp names it
 _NUMBERED = re.compile(r"round-([0-9]{4,})")
@@ -32,8 +44,10 @@ def numbered(folder: Path, suffix: str) -> list[int]:
 
 
 @contextmanager
-def aside(path: Path) -> Iterator[Path]:
+def aside(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
     """A temporary path beside ``path``; renamed over it when the block ends well, removed when it does not.
+
+    The file has ``mode`` before anything is in it: by default a run's files are as readable as any other.
 
     Raises:
         RunError: the disk is full, read-only, or otherwise refuses the file. What stood at ``path`` stands still.
@@ -44,7 +58,7 @@ def aside(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
-        temporary.chmod(0o644)  # mkstemp makes 0600; a run's files are as readable as any other
+        temporary.chmod(mode)  # mkstemp makes 0600
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -65,9 +79,31 @@ def sweep(path: Path) -> None:
             stray.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def private_folder(path: Path) -> None:
+    """Make the folder ``path``, for its owner alone; one that is there must be so already.
+
+    Raises:
+        InputError: it lets others in, or is no folder.
+        RunError: the system refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        mode = path.stat().st_mode & 0o777
+    except FileExistsError as error:
+        raise InputError(f"{path} is a file: give a folder") from error
+    except OSError as error:
+        raise RunError(f"cannot make the folder {path}: {error.strerror or error}; choose another") from error
+    # other systems have no such modes
+    if os.name == "posix" and mode & 0o077:
+        raise InputError(
+            f"{path} lets other users in (mode {mode:o}): close it with  chmod 700 {path} , or name another"
+        )
+
+
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write ``content`` to ``path``, whole or not at all."""
-    with aside(path) as temporary:
+    with aside(path, mode=mode) as temporary:
         temporary.write_bytes(content)
 
 

@@ -22,6 +22,8 @@ class Entry:
         distils: whether it leaves synthetic sets in the server's state.
         pooled: all clients' data on one site (a ceiling, not a federated method).
         own_images: why the ``[virtual]`` table does nothing for it; empty where its clients can train on virtual images.
+        sends: groups that a client's answer to ``local`` holds, with the method's own defaults; numbers are in all of them.
+        may_send: groups that it also holds with some options.
         starter: what ``fedstill init`` writes otherwise than the defaults, by dotted key, because those alone would not do.
     """
 
@@ -32,6 +34,8 @@ class Entry:
     distils: bool = False
     pooled: bool = False
     own_images: str = ""
+    sends: tuple[str, ...] = ("model",)
+    may_send: tuple[str, ...] = ()
     starter: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -63,6 +67,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "SCAFFOLD",
             "fedstill.algorithms.scaffold:Scaffold",
             "control variates against the drift of clients (Karimireddy et al. 2020)",
+            sends=("model", "control"),
             starter=MappingProxyType({"algorithm.lr": 0.1}),  # the step that FedAvg's 0.01 is with its momentum of 0.9
         ),
         "fedavgm": Entry(
@@ -83,6 +88,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "FedProto",
             "fedstill.algorithms.contrast:FedProto",
             "FedAvg whose features stay near shared class means, which classify too (Tan et al. 2022)",
+            sends=("model", "prototypes"),
         ),
         "vhl": Entry(
             "VHL",
@@ -95,12 +101,14 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "clients distil by distribution matching around the received weights and send images (Xiong et al. 2023)",
             distils=True,
             own_images="its clients distil images of their own, each round anew",
+            sends=("synthetic",),
         ),
         "fedlgd": Entry(
             "FedLGD",
             "fedstill.algorithms.fedlgd:FedLGD",
             "clients train on virtual images of their own, drawn together by a set that the server distils (Huang et al. 2024)",
             distils=True,
+            may_send=("gradient",),
             # the paper's 10,000 steps on 256 real images a class are a day of a CPU; larger steps go as far in a minute
             starter=MappingProxyType(
                 {
@@ -122,6 +130,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "clients distil by trajectory matching against experts of their own and send images once (Epple)",
             distils=True,
             own_images="its clients distil images of their own",
+            sends=("synthetic", "statistics"),
             # the report's 30 experts and 2,000 steps are hours of a CPU
             starter=MappingProxyType(
                 {
@@ -157,6 +166,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             fixed=MappingProxyType({"distill_steps": 0}),
             distils=True,
             own_images="its clients do nothing",
+            sends=(),
             starter=MappingProxyType({"algorithm.generator": "digits"}),
         ),
     }

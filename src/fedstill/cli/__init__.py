@@ -9,6 +9,8 @@ inspection.py    data inspect, list, report, check
 evaluation.py    evaluate
 pack.py          pack
 watch.py         watch
+certs.py         certs
+site.py          site init, site check, site ledger
 console.py       what a run says while it goes on; pace.py and live.py are parts of it
 imports.py       where code of the user's own is looked for
 """
@@ -24,7 +26,7 @@ from typing import Annotated
 import typer
 
 import fedstill
-from fedstill.cli import evaluation, experiments, inspection, models, pack, priors, sweeping, tuning
+from fedstill.cli import certs, evaluation, experiments, inspection, models, pack, priors, site, sweeping, tuning
 from fedstill.cli import watch as watching
 from fedstill.errors import FedstillError
 from fedstill.runtime import leave
@@ -55,8 +57,10 @@ app.command("report")(inspection.report)
 app.command("watch")(watching.watch)
 app.command("list")(inspection.list_choices)
 app.command("check")(inspection.check)
+app.command("certs")(certs.certs)
 app.add_typer(priors.app, name="prior")
 app.add_typer(inspection.data_app, name="data")
+app.add_typer(site.app, name="site")
 
 
 def _version(wanted: bool) -> None:

@@ -99,10 +99,11 @@ class Loaded:
     skipped: tuple[tuple[str, str], ...]
 
 
-def load(settings: DataSettings, seed: Seed) -> Loaded:
+def load(settings: DataSettings, seed: Seed, *, split: bool = True) -> Loaded:
     """Read, split, limit, decode and normalise what ``settings`` names.
 
-    The test split is stratified by class (and group); a class of one image stays in training.
+    The test split is stratified by class (and group); a class of one image stays in training. With ``split = False`` only
+    given test images are any: where there are none, all are training's.
 
     Raises:
         InputError: anything a user can get wrong: paths, files, columns, labels, pictures; one sentence names it.
@@ -116,6 +117,8 @@ def load(settings: DataSettings, seed: Seed) -> Loaded:
         test_rows, test_chosen = raw.test, np.arange(len(raw.test.labels))
         if len(test_chosen) == 0:
             raise InputError(f"data.test = '{settings.test}': there are no images in it")
+    elif not split:
+        test_rows, test_chosen = rows, chosen[:0]
     else:
         count = max(1, round(settings.test_fraction * len(chosen)))
         test_rows, test_chosen = rows, stratified(_strata(rows, chosen), count, seed.at("test"), keep=1)
@@ -140,7 +143,7 @@ def load(settings: DataSettings, seed: Seed) -> Loaded:
     train = decode(rows.picture, rows.name, chosen, form, skip_bad=settings.skip_bad)
     test = decode(test_rows.picture, test_rows.name, test_chosen, form, skip_bad=settings.skip_bad)
     for which, decoded in (("training", train), ("test", test)):
-        if not decoded.pixels:
+        if not decoded.pixels and decoded.skipped:
             first, reason = decoded.skipped[0]
             raise InputError(
                 f"none of the {len(decoded.skipped)} {which} images can be read; the first, {first}, {reason}"

@@ -1,0 +1,102 @@
+"""What a federation's experiment asks of a site, and the identity by which a site can name it.
+
+A site brings images of its own, so of an experiment's ``[data]`` only their form and the names of the classes concern it, and of
+its ``[partition]`` nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fedstill.algorithms import ALGORITHMS
+from fedstill.deployment.policy import NUMBERS, word_of
+from fedstill.errors import InputError
+from fedstill.experiment import Experiment, by_content
+
+__all__ = ["Federation", "agreed", "identity"]
+
+_SHARED = ("size", "channels", "fit", "classes", "mean", "std")
+"""What of ``[data]`` is the same for all sites."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """What a site has to fit. What is None is not known, and not checked.
+
+    Attributes:
+        classes: names, in the order in which all count them; they differ.
+        size: of every image, height and width in pixels.
+        channels: 1 or 3.
+        fit: how images are brought to that size.
+        method: the algorithm's name.
+        sends: words of a policy for what a client's answer holds, with the method's own defaults.
+        may_send: words for what it also holds with some options.
+        identity: of the experiment.
+    """
+
+    classes: tuple[str, ...]
+    size: tuple[int, int] | None = None
+    channels: Literal[1, 3] | None = None
+    fit: Literal["stretch", "crop"] = "stretch"
+    method: str | None = None
+    sends: tuple[str, ...] = ()
+    may_send: tuple[str, ...] = ()
+    identity: str | None = None
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Federation:
+        """Of an experiment file.
+
+        Raises:
+            InputError: it names no classes, or cannot be that of a federation.
+        """
+        data, method = experiment.data, experiment.algorithm
+        if method.pooled:
+            raise InputError(
+                f"algorithm.name = '{method.name}': it pools all images on one site, which a federation is there to avoid"
+            )
+        if data.classes is None:
+            raise InputError(
+                "data.classes is missing: sites find their classes by name, so a federation's experiment lists all of them"
+            )
+        entry = ALGORITHMS.get(method.name)
+        return cls(
+            classes=data.classes,
+            size=(data.size, data.size) if isinstance(data.size, int) else data.size,
+            channels=data.channels,
+            fit=data.fit,
+            method=method.name,
+            sends=() if entry is None else (*_words(entry.sends), NUMBERS),
+            may_send=() if entry is None else _words(entry.may_send),
+            identity=identity(agreed(experiment)),
+        )
+
+
+def agreed(experiment: Experiment) -> dict[str, Any]:
+    """All settings that decide what is done at a site, by dotted key, as plain JSON values: what a server sends, and what
+    :func:`identity` is taken of. Files (a network to begin with, a prior) are told by their content.
+    """
+    shared = {f"data.{key}" for key in _SHARED}
+    return by_content(
+        {
+            key: value
+            for key, value in experiment.settings().items()
+            if key in shared or not key.startswith(("data.", "partition."))
+        }
+    )
+
+
+def identity(settings: Mapping[str, Any]) -> str:
+    """64 hexadecimal digits: equal for equal settings, whatever the order and the file that they were read from.
+
+    A site takes it of the settings that arrived. The number of rounds is no part of it, as a run may be gone on with.
+    """
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _words(groups: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(word for group in groups if (word := word_of(group)) is not None)
