@@ -190,7 +190,7 @@ def _echo(node: int, message: Message) -> RecordDict:
 
 def _engine(answer: Callable[[int, Message], Any], nodes: Mapping[str, int] = CLIENTS, **more: Any) -> FlowerEngine:
     grid: Any = Nodes(answer, ids=tuple(nodes.values()))
-    return FlowerEngine(grid, nodes, _desk(), Memory(), Spent(), pause=0.001, **more)
+    return FlowerEngine(grid, nodes, _desk(), Memory(), Spent(), pause=0.001, pauses=(0.01, 0.01), **more)
 
 
 def _outbox(nodes: Iterable[str] = CLIENTS) -> dict[str, Bundle]:
@@ -256,6 +256,30 @@ def _spoilt(message: Message, **more: Any) -> RecordDict:
     reply = to_records(from_records(message.content))
     reply[CONTROL] = ConfigRecord({"peak": 1, "cpu_seconds": 1.0, "memory": Bundle().to_bytes(), **more})
     return reply
+
+
+def test_a_process_that_fails_once_has_another_try_and_no_client_has_two_answers():
+    failed: list[int] = []
+
+    def answer(node: int, message: Message) -> RecordDict | Error:
+        if node in (6, 7) and failed.count(node) < (1 if node == 6 else 9):
+            failed.append(node)
+            return Error(code=2, reason="<class 'ray.exceptions.ActorDiedError'>:<'It died.\n\tand more'>")
+        return _echo(node, message)
+
+    engine = _engine(answer)
+    answers = list(engine.work(1, _outbox(), "local"))
+    assert sorted(each.client for each in answers) == ["a", "b", "c"]
+    found = {each.client: each for each in answers}
+    assert isinstance(found["a"], Reply)
+    assert failed.count(7) == 3
+    assert found["c"] == Failure("c", "its process failed: ActorDiedError: It died.", found["c"].detail)
+    assert "and more" in found["c"].detail
+
+
+def test_the_time_of_a_client_counts_all_its_tries():
+    engine = replace(_engine(lambda node, message: Error(code=2), timeout=0.05), pauses=(60.0,) * 3)
+    assert {answer.reason for answer in _answers(engine).values()} == {"gave no answer within 0.05 s"}
 
 
 def test_who_is_late_or_gone_is_a_failure_and_the_others_are_not_kept():

@@ -7,10 +7,12 @@ name, from a roll call, and an answer belongs to the message that it replies to.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -41,7 +43,9 @@ _LONGEST = 30 * 24 * 3600.0
 
 class _Sent(NamedTuple):
     client: str
-    deadline: float
+    deadline: float  # of all its tries
+    due: float = 0.0
+    tries: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class FlowerEngine:
         spent: is told what clients' processes took.
         timeout: seconds from a message's sending after which its client is a Failure; None: it is waited for.
         pause: seconds between looks for answers.
+        pauses: seconds before another try of a message whose process failed: it may have been another client's that this one had
+            to wait for. What a client's own code raises is an answer, and not tried again.
     """
 
     grid: Grid
@@ -66,34 +72,41 @@ class FlowerEngine:
     spent: Spent
     timeout: float | None = None
     pause: float = 0.02
+    pauses: tuple[float, ...] = (1.0, 5.0, 15.0)
 
     def clients(self) -> Sequence[str]:
         return list(self.nodes)
 
     def work(self, number: int, outbox: Mapping[str, Bundle], task: str) -> Iterator[Reply | Failure]:
         waiting: dict[str, _Sent] = {}
+        again: list[_Sent] = []
         unsent = iter(outbox)
         done = 0
         while True:
             answers: list[Reply | Failure] = []
-            while len(waiting) < AT_ONCE and (client := next(unsent, None)) is not None:
-                identity = self._send(number, client, outbox[client], task)
+            for sent in self._next(again, unsent, AT_ONCE - len(waiting)):
+                identity = self._send(number, sent.client, outbox[sent.client], task)
                 if identity is None:
-                    answers.append(Failure(client, "is not connected any more"))
+                    answers.append(Failure(sent.client, "is not connected any more"))
                 else:
-                    waiting[identity] = self._sent(client)
-            if not waiting and not answers:
-                return
-            answers += self._arrived(waiting, number, task)
+                    waiting[identity] = sent
+            answers += self._arrived(waiting, again, number, task)
             for answer in answers:
                 done += 1
                 yield answer
+            if not (waiting or again or answers):
+                return
             self.desk.progress(task, done, len(outbox))
             if not answers:
                 time.sleep(self.pause)
 
-    def _sent(self, client: str) -> _Sent:
-        return _Sent(client, float("inf") if self.timeout is None else time.monotonic() + self.timeout)
+    def _next(self, again: list[_Sent], unsent: Iterator[str], room: int) -> list[_Sent]:
+        """What to send now: what is due for another try, and the next of those that had none."""
+        now = time.monotonic()
+        due = [sent for sent in again if sent.due <= now]
+        again[:] = [sent for sent in again if sent.due > now]
+        deadline = now + (math.inf if self.timeout is None else self.timeout)
+        return due + [_Sent(client, deadline) for client in islice(unsent, max(0, room - len(due)))]
 
     def _send(self, number: int, client: str, inbox: Bundle, task: str) -> str | None:
         """Its identity; None where Flower does not know the node any more."""
@@ -104,15 +117,24 @@ class FlowerEngine:
         message = Message(content, self.nodes[client], WORK, ttl=self.timeout or _LONGEST)
         return next(iter(self.grid.push_messages([message])), None)
 
-    def _arrived(self, waiting: dict[str, _Sent], number: int, task: str) -> Iterator[Reply | Failure]:
+    def _arrived(
+        self, waiting: dict[str, _Sent], again: list[_Sent], number: int, task: str
+    ) -> Iterator[Reply | Failure]:
         """Answers that are there, and clients whose time is up; they are waited for no longer."""
+        now = time.monotonic()
         for message in self.grid.pull_messages(list(waiting)):
             sent = waiting.pop(message.metadata.reply_to_message_id, None)
-            if sent is not None:
+            if sent is None:
+                continue
+            if message.has_error() and sent.tries < len(self.pauses):
+                again.append(sent._replace(due=now + self.pauses[sent.tries], tries=sent.tries + 1))
+            else:
                 yield self._read(sent.client, message, number, task)
-        now = time.monotonic()
-        for identity in [identity for identity, sent in waiting.items() if now >= sent.deadline]:
-            yield Failure(waiting.pop(identity).client, f"gave no answer within {self.timeout:g} s")
+        late = [identity for identity, sent in waiting.items() if now >= sent.deadline]
+        overdue = [sent for sent in again if now >= sent.deadline]
+        again[:] = [sent for sent in again if now < sent.deadline]
+        for sent in (*(waiting.pop(identity) for identity in late), *overdue):
+            yield Failure(sent.client, f"gave no answer within {self.timeout:g} s")
 
     def _read(self, client: str, message: Message, number: int, task: str) -> Reply | Failure:
         if message.has_error():

@@ -99,9 +99,8 @@ def simulated(
                 threads=threads,
             )
         )
-        # Flower passes these to Ray as they are. Without the last two it would go on with a process that died for the rest of
-        # the run, whoever's turn it is; so the client at work then has a second try, and the next one waits for the new process
-        resources = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 1}
+        # Flower passes these to Ray as they are, and would go on with a process that died for the rest of the run
+        resources = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1}
         with _grid(_client_app(job, tuple(sites)), len(sites), resources) as (grid, alive):
             nodes = roll_call(grid, tuple(sites), alive=alive, timeout=None)
             engine = FlowerEngine(grid, nodes, desk, memory, spent, timeout=timeout)
