@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +27,7 @@ from fedstill.engines.memory import Memory
 from fedstill.errors import InputError
 from fedstill.rounds import Desk, Site, rounds
 from fedstill.run import drive
+from fedstill.runtime import prepare
 from fedstill.seeds import Seed
 from fedstill.tables import resolve
 from test_contract import OPTIONS
@@ -85,6 +89,29 @@ def mortal() -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Sleepy(FedAvg):
+    """FedAvg whose clients take an hour."""
+
+    def local(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> tuple[Bundle, Bundle]:
+        time.sleep(3600)
+        return inbox, memory
+
+
+def sleepy() -> dict[str, Any]:
+    algorithm = Sleepy(world=tiny_world(), epochs=1)
+    began, left = time.monotonic(), ""
+    try:
+        with simulated(algorithm, tiny_sites(), desk(), Memory(), workers=2) as simulation:
+            left = session()
+            threading.Timer(5.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+            began = time.monotonic() + 5.0
+            list(rounds(algorithm, simulation.engine, desk=desk(), until=1))
+    except KeyboardInterrupt:
+        return {"interrupted": True, "seconds": time.monotonic() - began, "session": left}
+    return {"interrupted": False, "seconds": 0.0, "session": left}
+
+
 def mixed(folder: str) -> dict[str, Any]:
     straight, both = Path(folder, "straight"), Path(folder, "both")
     experiment = tiny.experiment(rounds=2)
@@ -105,7 +132,14 @@ def greedy() -> dict[str, Any]:
         return {"error": str(error), "session": "a folder that no process names"}
 
 
-ALL: dict[str, Callable[..., dict[str, Any]]] = {"bits": bits, "mortal": mortal, "mixed": mixed, "greedy": greedy}
+ALL: dict[str, Callable[..., dict[str, Any]]] = {
+    "bits": bits,
+    "mortal": mortal,
+    "sleepy": sleepy,
+    "mixed": mixed,
+    "greedy": greedy,
+}
 
 if __name__ == "__main__":
+    prepare(1)  # as Ray's processes are: how a sum is split over threads changes its last bits
     sys.stdout.write(json.dumps(ALL[sys.argv[1]](*sys.argv[2:])))

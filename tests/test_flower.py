@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -110,6 +111,10 @@ HEAD = to_records(Bundle({"model": {"a": torch.zeros(2)}})).array_records["model
         _array(HEAD.replace(b"(2,), ", b"(8e9,)")),
         _array(HEAD.replace(b"<f4", b"|O8")),  # Python objects
         _array(HEAD.replace(b"<f4", b">f4")),  # torch knows no other order of bytes
+        _array(HEAD.replace(b"(2,)", b"(-1,)")),
+        _array(HEAD.replace(b"{'descr': '<f4',", b"{'descr': (     ")),
+        _array(HEAD.replace(b"'<f4'", b"('<f4',)")),
+        _array(HEAD.replace(b"{'descr'", b"\n {'descr'")),
         _array(HEAD, stype="pickle"),
     ],
 )
@@ -239,7 +244,9 @@ def test_memory_travels_and_scoring_leaves_it():
         (lambda node, message: RecordDict({CONTROL: ConfigRecord({"peak": 1, "cpu_seconds": 1.0})}), "cannot be read"),
         (lambda node, message: _spoilt(message, memory=b"pickle"), "its memory is damaged"),
         (lambda node, message: _spoilt(message, memory=3), "its memory is no bytes"),
-        (lambda node, message: _spoilt(message, peak="much"), "'much' is no number"),
+        (lambda node, message: _spoilt(message, peak="much"), "'much' is no such number"),
+        (lambda node, message: _spoilt(message, peak=float("inf")), "inf is no such number"),
+        (lambda node, message: _spoilt(message, cpu_seconds=float("nan")), "nan is no such number"),
     ],
 )
 def test_an_answer_that_is_none_is_a_failure_of_this_client(answer, reason):
@@ -326,6 +333,25 @@ def test_roll_call_waits_for_all_and_gives_the_order_that_was_asked():
     assert looks == 3
 
 
+def test_roll_call_asks_again_and_says_why_a_node_does_not_answer():
+    calls: list[int] = []
+
+    def answer(node: int, message: Message) -> RecordDict | Error:
+        calls.append(node)
+        return Error(code=3, reason="no module named fedstill") if calls.count(node) <= fails else _named(node, message)
+
+    fails = 2
+    assert len(roll_call(_grid_of(answer), ("a", "b", "c"), alive=lambda: None, timeout=None, pause=0)) == 3
+    calls.clear()
+    fails = 3
+    with pytest.raises(RunError, match=r"does not answer the roll call: its process failed: no module named fedstill"):
+        roll_call(_grid_of(answer), ("a", "b", "c"), alive=lambda: None, timeout=None, pause=0)
+
+
+def _grid_of(answer: Callable[[int, Message], Any]) -> Any:
+    return Nodes(answer)
+
+
 def test_roll_call_says_who_is_missing_and_refuses_two_of_one_name():
     grid: Any = Nodes(_named)
     with pytest.raises(RunError, match=r"1 of 4 clients are not there, such as 'd'"):
@@ -377,6 +403,15 @@ def test_every_methods_messages_survive_records(name):
 # --- simulation --------------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=300, deadline=None)
+@given(where=st.integers(0, len(HEAD) - 1), byte=st.integers(0, 255))
+def test_a_spoilt_byte_of_an_array_is_refused_or_read(where, byte):
+    records = to_records(Bundle({}, {"examples": 1.0}))
+    records["model"] = ArrayRecord({"a": _array(HEAD[:where] + bytes([byte]) + HEAD[where + 1 :])})
+    with contextlib.suppress(InputError):
+        from_records(records)
+
+
 def _simulated(*arguments: object) -> dict[str, Any]:
     """``simulations.py`` in a process of its own, which Ray's handles and threads do not outlive; nothing else may either."""
     script = Path(__file__).with_name("simulations.py")
@@ -419,15 +454,23 @@ def test_a_run_goes_on_under_the_other_engine(tmp_path):
 
 
 @pytest.mark.slow
+def test_ctrl_c_ends_all_while_clients_are_at_work():
+    found = _simulated("sleepy")
+    assert found["interrupted"]
+    assert found["seconds"] < 60  # of a client's hour
+
+
+@pytest.mark.slow
 def test_what_no_machine_has_is_refused_and_leaves_nothing_running():
     assert _simulated("greedy")["error"].startswith("engine: no machine of Ray's has 1 cores and 3 GPUs for a client")
 
 
-def test_what_only_flower_has_is_refused_in_process():
-    with pytest.raises(InputError, match=r"engine\.timeout = 5\.0 has no effect with engine\.kind = 'local'"):
-        Experiment.from_table({"engine": {"timeout": 5.0}})
-    table = {"engine": {"kind": "flower", "timeout": 5.0, "gpus": 0.5}}
-    assert Experiment.from_table(table).engine == EngineSettings(kind="flower", timeout=5.0, gpus=0.5)
+def test_what_only_flower_has_is_remarked_in_process():
+    here = Experiment.from_table({"engine": {"timeout": 5.0}}).engine
+    assert list(here.remarks()) == ["engine.timeout = 5.0 does nothing with engine.kind = 'local'"]
+    there = Experiment.from_table({"engine": {"kind": "flower", "timeout": 5.0, "gpus": 0.5}}).engine
+    assert there == EngineSettings(kind="flower", timeout=5.0, gpus=0.5)
+    assert list(there.remarks()) == []
 
 
 def test_without_flower_it_says_what_to_install():

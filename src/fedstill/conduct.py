@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
-
-from fedstill.errors import InputError
 
 __all__ = ["EngineSettings", "EvaluateSettings", "OutputSettings", "PublishedSettings"]
 
@@ -30,7 +28,7 @@ class EngineSettings:
     ] = "auto"
     timeout: Annotated[
         float | None,
-        Field(gt=0, description="flower: seconds a client may take to answer; without it, as long as it takes"),
+        Field(gt=0, description="flower: seconds from a message to its answer; without it, as long as it takes"),
     ] = None
     cpus: Annotated[float, Field(gt=0, description="flower: cores that Ray counts for a client")] = 1.0
     gpus: Annotated[float, Field(ge=0, description="flower: GPUs, or a share of one, that Ray gives to a client")] = 0.0
@@ -39,12 +37,12 @@ class EngineSettings:
         Field(description="flower: HOST:PORT of a running Ray cluster; without it Ray is started on this machine"),
     ] = None
 
-    def __post_init__(self) -> None:
-        if self.kind == "local":
-            for name in ("timeout", "cpus", "gpus", "address"):
-                value = getattr(self, name)
-                if value != EngineSettings.__dataclass_fields__[name].default:
-                    raise InputError(f"engine.{name} = {value!r} has no effect with engine.kind = 'local': remove it")
+    def remarks(self) -> Iterator[str]:
+        """What is set and does nothing; no mistake, as a run of one engine is gone on with by the other."""
+        for name in ("timeout", "cpus", "gpus", "address") if self.kind == "local" else ():
+            value = getattr(self, name)
+            if value != EngineSettings.__dataclass_fields__[name].default:
+                yield f"engine.{name} = {value!r} does nothing with engine.kind = 'local'"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,22 +94,23 @@ def drive(
             # once more: a run may have begun and ended here while the data were read
             folder.check(out, resume=resume, overwrite=overwrite)
             record = _Record(out, experiment, parts, device)
-            return _recorded(record, hear, resume=resume, overwrite=overwrite)
+            # the engine first: where it cannot be had, a run that would be overwritten is still there
+            with interrupts() as check, record.workplace(_desk(record, hear, check)) as there:
+                return _recorded(record, there, hear, resume=resume, overwrite=overwrite)
 
 
-def _recorded(record: _Record, hear: Reporter, *, resume: bool, overwrite: bool) -> Finished:
+def _recorded(record: _Record, there: Workplace, hear: Reporter, *, resume: bool, overwrite: bool) -> Finished:
     """The rounds that are left, each kept as it ends; whatever stops them, how to go on is said."""
     out, experiment = record.out, record.experiment
     state, done = record.restore(hear) if resume else record.begin(overwrite=overwrite)
-    for remark in record.parts.remarks(experiment.rounds):
+    for remark in (*experiment.engine.remarks(), *record.parts.remarks(experiment.rounds)):
         hear.note(remark)
     hear.opening(Opening(experiment, out, tuple(record.rows), experiment.rounds, record.parts.data.skipped))
     ending: Ending = "failed"
     try:
-        with interrupts() as check, record.workplace(_desk(record, hear, check)) as there:
-            for row, left in _work(record, there, state, done, hear):
-                done = row["round"]
-                hear.row(row, left=left)
+        for row, left in _work(record, there, state, done, hear):
+            done = row["round"]
+            hear.row(row, left=left)
         finished = record.finish()
         ending = "finished"
         return finished

@@ -5,6 +5,7 @@ post.py         an engine on Flower's Grid: roll call, messages, time-outs, answ
 simulation.py   a Grid whose nodes are processes of Ray, on this machine or a cluster
 """
 
+import os
 from importlib.util import find_spec
 
 from fedstill.errors import MissingExtra
@@ -14,3 +15,4 @@ for _package in ("flwr", "ray"):
     if find_spec(_package) is None:
         raise MissingExtra(_package, extra="flower", wanted_for="engine.kind = 'flower'")
 silence()
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # or what is done after its end starts another Ray

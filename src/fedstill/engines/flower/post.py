@@ -37,6 +37,9 @@ CONTROL = "fedstill"
 AT_ONCE = 50
 """Messages under way: all at once, the answers of a thousand clients would lie in memory together, and take as long."""
 
+CALLS = 3
+"""Times that a node whose process fails is asked for its name."""
+
 _LONGEST = 30 * 24 * 3600.0
 """A message without a time-out of ours lasts so long, in seconds; Flower's own default is half a day."""
 
@@ -60,6 +63,7 @@ class FlowerEngine:
             their own.
         spent: is told what clients' processes took.
         timeout: seconds from a message's sending after which its client is a Failure; None: it is waited for.
+        at_once: messages under way. More than there are processes wait for one, and with a ``timeout`` that counts.
         pause: seconds between looks for answers.
         pauses: seconds before another try of a message whose process failed: it may have been another client's that this one had
             to wait for. What a client's own code raises is an answer, and not tried again.
@@ -71,6 +75,7 @@ class FlowerEngine:
     memory: Memory
     spent: Spent
     timeout: float | None = None
+    at_once: int = AT_ONCE
     pause: float = 0.02
     pauses: tuple[float, ...] = (1.0, 5.0, 15.0)
 
@@ -84,7 +89,7 @@ class FlowerEngine:
         done = 0
         while True:
             answers: list[Reply | Failure] = []
-            for sent in self._next(again, unsent, AT_ONCE - len(waiting)):
+            for sent in self._next(again, unsent, self.at_once - len(waiting)):
                 identity = self._send(number, sent.client, outbox[sent.client], task)
                 if identity is None:
                     answers.append(Failure(sent.client, "is not connected any more"))
@@ -150,7 +155,7 @@ class FlowerEngine:
                 if not isinstance(memory, bytes):
                     raise TypeError("its memory is no bytes")
                 self.memory.write(client, number, Bundle.from_bytes(memory, source="its memory"))
-        except (InputError, KeyError, TypeError, ValueError) as error:
+        except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
             return Failure(client, f"its answer cannot be read: {error}")
         return Reply(client, reply)
 
@@ -163,8 +168,8 @@ def _told(error: Error) -> tuple[str, str]:
 
 
 def _number(value: Any) -> float:
-    if not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is no number")
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise TypeError(f"{value!r} is no such number")
     return float(value)
 
 
@@ -184,12 +189,13 @@ def roll_call(
         Node id by client, in the order of ``expected``.
 
     Raises:
-        RunError: time is up, or two nodes give one name.
+        RunError: time is up, a node's process fails again and again, or two nodes give one name.
     """
     found: dict[str, int] = {}
     asked: dict[str, int] = {}
+    refused: dict[int, int] = {}
     known: set[int] = set()
-    until = float("inf") if timeout is None else time.monotonic() + timeout
+    until = math.inf if timeout is None else time.monotonic() + timeout
     while len(found) < len(expected):
         alive()
         for node in set(grid.get_node_ids()) - known:
@@ -198,7 +204,13 @@ def roll_call(
                 asked[identity] = node
         for message in grid.pull_messages(list(asked)) if asked else ():
             node = asked.pop(message.metadata.reply_to_message_id)
-            name = "" if message.has_error() else _name(message.content)
+            if message.has_error():
+                refused[node] = refused.get(node, 0) + 1
+                if refused[node] == CALLS:
+                    raise RunError(f"a client does not answer the roll call: {_told(message.error)[0]}")
+                known.discard(node)  # it is asked again
+                continue
+            name = _name(message.content)
             if name in found:
                 raise RunError(f"two nodes call themselves '{name}': give every site a name of its own")
             if name in expected:

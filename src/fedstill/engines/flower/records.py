@@ -66,7 +66,7 @@ def from_records(records: RecordDict) -> Bundle:
             for group, arrays in records.array_records.items()
         }
         numbers = {name: float(cast(float, number)) for name, number in records.metric_records[NUMBERS].items()}
-    except (KeyError, ValueError, TypeError, EOFError, RuntimeError, MemoryError) as error:
+    except Exception as error:  # a head is text of a stranger's, and NumPy's reader of it raises as it comes
         raise InputError(
             f"the message is damaged or was not sent by fedstill ({type(error).__name__}: {error})"
         ) from error
@@ -83,6 +83,8 @@ def _tensor(array: Array, kind: Any) -> Tensor:
         raise ValueError(f"an array has format {version}")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, by_columns, dtype = read(content)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"an array has shape {shape}")
     if dtype.hasobject:
         raise ValueError("an array holds Python objects")
     values = np.frombuffer(array.data, dtype, offset=content.tell()).reshape(shape, order="F" if by_columns else "C")

@@ -7,6 +7,7 @@ it as it was, and a run is resumed by either engine.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import threading
@@ -23,10 +24,12 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
+from ray.actor import ActorHandle
+from ray.exceptions import RayError, RayTaskError
 
 from fedstill.bundle import Bundle
 from fedstill.engines.client import Work, client_desk, do
-from fedstill.engines.flower.post import CONTROL, FlowerEngine, roll_call
+from fedstill.engines.flower.post import AT_ONCE, CONTROL, FlowerEngine, roll_call
 from fedstill.engines.flower.records import from_records, to_records
 from fedstill.engines.memory import Memory
 from fedstill.errors import InputError, RunError
@@ -88,7 +91,7 @@ def simulated(
         InputError: the cluster does not answer, or none of its machines has what a client needs.
         RunError: Flower or Ray ended.
     """
-    with _connected(address, workers=workers, cpus=cpus, gpus=gpus, threads=threads):
+    with _connected(address, workers=workers, cpus=cpus, gpus=gpus, threads=threads) as fits:
         spent = Spent()
         scratch = desk.scratch if address is None else None  # a folder of this machine is none of another's
         job = ray.put(
@@ -103,8 +106,9 @@ def simulated(
         resources = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1}
         with _grid(_client_app(job, tuple(sites)), len(sites), resources) as (grid, alive):
             nodes = roll_call(grid, tuple(sites), alive=alive, timeout=None)
-            engine = FlowerEngine(grid, nodes, desk, memory, spent, timeout=timeout)
-            yield Simulated(engine, RayMap(threads, at_once=2 * workers, spent=spent), spent)
+            at_once = AT_ONCE if timeout is None else fits
+            engine = FlowerEngine(grid, nodes, desk, memory, spent, timeout=timeout, at_once=at_once)
+            yield Simulated(engine, RayMap(threads, at_once=fits, spent=spent), spent)
 
 
 @dataclass(frozen=True)
@@ -184,14 +188,19 @@ class RayMap:
             yield self._taken(waiting.popleft())
 
     def _taken(self, reference: Any) -> Any:
-        result, peak, cpu_seconds = ray.get(reference)
+        try:
+            result, peak, cpu_seconds = ray.get(reference)
+        except RayTaskError as error:
+            raise error.cause from error  # as in process
+        except RayError as error:
+            raise RunError(f"a process of Ray's ended at the server's work: {str(error).splitlines()[0]}") from error
         self.spent.add(peak, cpu_seconds)
         return result
 
 
 @contextmanager
-def _connected(address: str | None, *, workers: int, cpus: float, gpus: float, threads: int) -> Iterator[None]:
-    """Ray, started here or joined, and left again."""
+def _connected(address: str | None, *, workers: int, cpus: float, gpus: float, threads: int) -> Iterator[int]:
+    """Ray, started here or joined, and left again; gives how many clients' processes fit."""
     if ray.is_initialized():
         raise InputError("engine.kind = 'flower': this process is connected to Ray already; call ray.shutdown() first")
     environment = {**TELEMETRY_OFF, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -199,6 +208,8 @@ def _connected(address: str | None, *, workers: int, cpus: float, gpus: float, t
         ray.init(
             address=address or "local",
             num_cpus=None if address else math.ceil(workers * cpus),
+            # Ray would listen on the machine's own address, for whoever can reach it
+            _node_ip_address=None if address else "127.0.0.1",
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -209,19 +220,31 @@ def _connected(address: str | None, *, workers: int, cpus: float, gpus: float, t
             raise RunError(f"Ray does not start: {error}") from error
         raise InputError(f"engine.address = '{address}': no Ray cluster answers there ({error})") from error
     try:
-        fits = [
-            node["NodeID"]
-            for node in ray.nodes()  # type: ignore[no-untyped-call]
-            if node["Alive"] and node["Resources"].get("CPU", 0) >= cpus and node["Resources"].get("GPU", 0) >= gpus
-        ]
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        fits = sum(_room(resources, cpus, gpus) for resources in machines)
         if not fits:
             raise InputError(
                 f"engine: no machine of Ray's has {cpus:g} cores and {gpus:g} GPUs for a client; "
                 "lower engine.cpus or engine.gpus"
             )
-        yield
+        yield fits
     finally:
         ray.shutdown()
+
+
+def _end_clients() -> None:
+    """End clients' processes at once: one may have hours of work before it, for which Flower's threads would wait, and Python for
+    these. Flower keeps its handles of them to itself.
+    """
+    for each in gc.get_objects():
+        if type(each) is ActorHandle:
+            ray.kill(each)
+
+
+def _room(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """Clients' processes that a machine of Ray's has room for, as Flower counts them."""
+    by_cpus = int(resources.get("CPU", 0) / cpus)
+    return min(by_cpus, int(resources.get("GPU", 0) / gpus)) if gpus else by_cpus
 
 
 @contextmanager
@@ -262,6 +285,10 @@ def _grid(app: ClientApp, nodes: int, resources: Mapping[str, float]) -> Iterato
             except Empty:
                 continue
         yield grid, alive
+    except BaseException:
+        over.set()
+        _end_clients()
+        raise
     finally:
         over.set()
         thread.join(_ENDS_WITHIN)
