@@ -473,6 +473,24 @@ def test_what_only_flower_has_is_remarked_in_process():
     assert list(there.remarks()) == []
 
 
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("head", "write it as HOST:PORT"),
+        ("127.0.0.1:ray", "write it as HOST:PORT"),
+        ("127.0.0.1:1", "no Ray cluster answers"),
+    ],
+)
+def test_an_address_where_nobody_answers_is_refused_at_once(address, why):
+    from fedstill.engines.flower.simulation import simulated
+
+    with (
+        pytest.raises(InputError, match=why),
+        simulated(_algorithm("fedavg"), tiny_sites(), _desk(), Memory(), address=address),
+    ):
+        pass
+
+
 def test_without_flower_it_says_what_to_install():
     script = (
         "import sys; sys.modules['flwr'] = None\n"

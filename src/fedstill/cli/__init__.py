@@ -109,6 +109,8 @@ def _usage(error: Exception, arguments: Sequence[str]) -> str:
         close = get_close_matches(str(unknown), possibilities, n=1, cutoff=0.0)
         message = f"there is no option {unknown}" + (f": did you mean {close[0]}?" if close else "")
     message = re.sub(r"^No such command '(.*?)'\.?", r"there is no command '\1':", message).replace("Did", "did")
+    # Typer's releases differ in how they write an argument's name
+    message = re.sub(r"^Missing argument '\w+'", lambda found: f"Missing argument{found[0][16:].lower()}", message)
     message = message.rstrip(":")
     command = " ".join(["fedstill", *(each for each in list(arguments)[:1] if each in _commands())])
     return message if message.endswith("?") else f"{message}; see  {command} --help"

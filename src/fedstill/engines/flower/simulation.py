@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -203,6 +204,8 @@ def _connected(address: str | None, *, workers: int, cpus: float, gpus: float, t
     """Ray, started here or joined, and left again; gives how many clients' processes fit."""
     if ray.is_initialized():
         raise InputError("engine.kind = 'flower': this process is connected to Ray already; call ray.shutdown() first")
+    if address is not None:
+        _check_address(address)
     environment = {**TELEMETRY_OFF, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     try:
         ray.init(
@@ -230,6 +233,19 @@ def _connected(address: str | None, *, workers: int, cpus: float, gpus: float, t
         yield fits
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """That somebody answers there, which Ray would try to find out for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"engine.address = '{address}': write it as HOST:PORT, such as 'head.example.org:6379'")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"engine.address = '{address}': no Ray cluster answers there ({error}); start one with  ray start --head"
+        ) from error
 
 
 def _end_clients() -> None:
