@@ -18,8 +18,11 @@ class EngineSettings:
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     kind: Annotated[
-        Literal["local", "flower"],
-        Field(description="local = clients in this machine's memory; flower = Flower's simulation, on Ray"),
+        Literal["local", "flower", "sites"],
+        Field(
+            description="local = clients in this machine's memory; flower = Flower's simulation, on Ray; sites = real sites, "
+            "served by 'fedstill server'"
+        ),
     ] = "local"
     workers: Annotated[int, Field(ge=1, le=1024, description="processes that share the work")] = 1
     device: Annotated[
@@ -28,7 +31,7 @@ class EngineSettings:
     ] = "auto"
     timeout: Annotated[
         float | None,
-        Field(gt=0, description="flower: seconds from a message to its answer; without it, as long as it takes"),
+        Field(gt=0, description="flower, sites: seconds from a message to its answer; without it, as long as it takes"),
     ] = None
     cpus: Annotated[float, Field(gt=0, description="flower: cores that Ray counts for a client")] = 1.0
     gpus: Annotated[float, Field(ge=0, description="flower: GPUs, or a share of one, that Ray gives to a client")] = 0.0
@@ -39,10 +42,11 @@ class EngineSettings:
 
     def remarks(self) -> Iterator[str]:
         """What is set and does nothing; no mistake, as a run of one engine is gone on with by the other."""
-        for name in ("timeout", "cpus", "gpus", "address") if self.kind == "local" else ():
+        idle = {"local": ("timeout", "cpus", "gpus", "address"), "sites": ("cpus", "gpus", "address")}
+        for name in idle.get(self.kind, ()):
             value = getattr(self, name)
             if value != EngineSettings.__dataclass_fields__[name].default:
-                yield f"engine.{name} = {value!r} does nothing with engine.kind = 'local'"
+                yield f"engine.{name} = {value!r} does nothing with engine.kind = '{self.kind}'"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["FedstillError", "InputError", "MissingExtra", "RunError", "suggestion", "unknown"]
+__all__ = ["FedstillError", "InputError", "MissingExtra", "RunError", "printable", "suggestion", "unknown"]
 
 
 class FedstillError(Exception):
@@ -55,3 +55,9 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     choices = sorted(known)
     close = get_close_matches(name, choices, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(choices)}"
+
+
+def printable(text: str, most: int = 40) -> str:
+    """A stranger's text as it may stand in a sentence, a file or on a terminal: no control characters, and not too long."""
+    plain = "".join(each if each.isprintable() else "?" for each in text[: most + 1])
+    return plain if len(plain) <= most else f"{plain[: most - 1]}…"

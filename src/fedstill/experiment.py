@@ -16,6 +16,7 @@ from fedstill.bundle import Bundle
 from fedstill.conduct import EngineSettings, EvaluateSettings, OutputSettings, PublishedSettings
 from fedstill.data.partition import Partition, PartitionSettings, partition
 from fedstill.data.settings import DataSettings, absolute, anchored
+from fedstill.data.shard import Normalisation
 from fedstill.data.sources import Loaded, digest, load
 from fedstill.errors import InputError
 from fedstill.generators import PRIORS
@@ -222,25 +223,17 @@ class Experiment:
         loaded = load(self.data, root.at("data"))
         train = loaded.train
         dealt = partition(self.partition, train, loaded.train_groups, root.at("partition"))
-        architecture = self._architecture(channels=train.channels, size=train.size, classes=len(train.classes))
-        architecture.check()
-        world = World(architecture.resolved(), train.classes, train.normalisation)
+        world = self.world(train.classes, train.normalisation, channels=train.channels, size=train.size)
         algorithm = self.algorithm.build(world, self.virtual)
         uses = plan_uses(self.partition, loaded, dealt, root.at("validation"))
         sites = build_sites(uses, loaded, pooled=self.algorithm.pooled)
         cohort = 1.0 if self.algorithm.pooled else self.cohort
-        cohort_size(cohort, tuple(sites), self.quorum)
-        start = algorithm.init(tuple(sites), Desk(root.at("run", "init"))).detached()
-        if self.start is not None:
-            start = started_from(start, self.start, world, from_scratch=getattr(algorithm, "from_scratch", False))
+        start = self.beginning(algorithm, world, tuple(sites), cohort)
         setting = getattr(algorithm, "needs_validation", None)
         if setting is not None and not any(len(site.validation) for site in sites.values()):
             raise InputError(
                 f"{setting}: no client keeps validation images to choose by; set partition.validation above 0"
             )
-        for name in algorithm.models(start):
-            if not CLIENT_NAME.fullmatch(name):
-                raise InputError(f"the network '{name}' names a file: use 1 to 64 letters, digits, '.', '_' or '-'")
         return Parts(
             algorithm=algorithm,
             sites=sites,
@@ -252,6 +245,33 @@ class Experiment:
             start=start,
             identity=self._identity(loaded, dealt),
         )
+
+    def world(
+        self, classes: tuple[str, ...], normalisation: Normalisation, *, channels: int, size: tuple[int, int]
+    ) -> World:
+        """Network, classes and normalisation, for images of that form.
+
+        Raises:
+            InputError: the network is none for such images.
+        """
+        architecture = self._architecture(channels=channels, size=size, classes=len(classes))
+        architecture.check()
+        return World(architecture.resolved(), classes, normalisation)
+
+    def beginning(self, algorithm: Algorithm, world: World, clients: tuple[str, ...], cohort: float | int) -> Bundle:
+        """The server's state before the first round.
+
+        Raises:
+            InputError: the cohort, or the network to begin with, cannot be used.
+        """
+        cohort_size(cohort, clients, self.quorum)
+        state = algorithm.init(clients, Desk(Seed.root(self.seed).at("run", "init"))).detached()
+        if self.start is not None:
+            state = started_from(state, self.start, world, from_scratch=getattr(algorithm, "from_scratch", False))
+        for name in algorithm.models(state):
+            if not CLIENT_NAME.fullmatch(name):
+                raise InputError(f"the network '{name}' names a file: use 1 to 64 letters, digits, '.', '_' or '-'")
+        return state
 
     def _architecture(self, *, channels: int, size: tuple[int, int], classes: int) -> Architecture:
         return Architecture(

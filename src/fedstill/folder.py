@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ __all__ = [
     "EVALUATION",
     "EXPERIMENT",
     "FAILURES",
+    "FEDERATION",
     "LOCK",
     "METRICS",
     "OURS",
@@ -32,10 +34,11 @@ __all__ = [
     "resume_command",
 ]
 
-EXPERIMENT, METRICS, PARTITION, SUMMARY, REPORT, EVALUATION, FAILURES, TRACKING, SCRATCH, LOCK = (
+EXPERIMENT, METRICS, PARTITION, FEDERATION, SUMMARY, REPORT, EVALUATION, FAILURES, TRACKING, SCRATCH, LOCK = (
     "experiment.toml",
     "metrics.jsonl",
     "partition.json",
+    "federation.json",
     "summary.json",
     "report.html",
     "evaluation.json",
@@ -56,6 +59,7 @@ OURS = (
     SUMMARY,
     METRICS,
     PARTITION,
+    FEDERATION,
     FAILURES,
     EXPERIMENT,
 )
@@ -64,7 +68,11 @@ OURS = (
 
 def resume_command(out: Path) -> str:
     """What a user types to continue the run in ``out``."""
-    return f"fedstill resume {out}"
+    try:
+        served = json.loads((out / FEDERATION).read_text(encoding="utf-8"))["command"]
+        return f"fedstill server {out / EXPERIMENT} --out {out} --resume {served}".rstrip()
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"fedstill resume {out}"
 
 
 def check_place(out: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedstill.bundle import Bundle
 from fedstill.errors import RunError
-from fedstill.evaluate.scoring import ClientScore, ClientScores, has_own_images, score_clients, score_models
+from fedstill.evaluate.scoring import ClientScore, ClientScores, score_clients, score_models
 from fedstill.evaluate.theory import Pull, Theory, compare
 from fedstill.experiment import Parts
 from fedstill.folder import FAILURES
@@ -43,6 +43,7 @@ def measure(
     parts: Parts,
     engine: Engine,
     *,
+    scored: Sequence[str],
     state: Bundle,
     device: str,
     gradients: bool,
@@ -55,13 +56,13 @@ def measure(
         done: the rounds.
         parts: what the run is made of.
         engine: where clients score.
+        scored: those that have images of their own to score on.
         state: the server's before the first of the rounds.
         device: where to compute.
         gradients: compare the synthetic union's gradient with that of all clients' training images.
         spent: by the run's other processes.
         note: hears what cannot be measured, once.
     """
-    scored = [client for client, site in parts.sites.items() if has_own_images(site)]
     real = [site.train for site in parts.sites.values()]
     pull: Pull | None = None
     noted = False

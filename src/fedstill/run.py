@@ -12,7 +12,6 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from fedstill.engines.memory import Memory
 from fedstill.errors import InputError, RunError
 from fedstill.experiment import PROVENANCE, Experiment, Parts
 from fedstill.files import sweep, write_bytes, write_json, write_text
-from fedstill.folder import EXPERIMENT, FAILURES, METRICS, PARTITION, REPORT, SUMMARY, resume_command
+from fedstill.folder import EXPERIMENT, FAILURES, FEDERATION, METRICS, PARTITION, REPORT, SUMMARY, resume_command
 from fedstill.metrics import Measured, measure, reason
 from fedstill.models.files import save_model
 from fedstill.output import append_line, save_synthetic, whole_lines
@@ -35,7 +34,7 @@ from fedstill.runtime import describe, interrupts, pick_device, prepared
 from fedstill.seeds import Seed
 from fedstill.settings import read_toml
 from fedstill.trackers import tracked
-from fedstill.workplace import Workplace, workplace
+from fedstill.workplace import Here, Venue, Workplace
 
 __all__ = ["Finished", "drive"]
 
@@ -69,6 +68,7 @@ def drive(
     resume: bool = False,
     overwrite: bool = False,
     reporter: Reporter | None = None,
+    venue: Venue | None = None,
 ) -> Finished:
     """Run ``experiment`` and leave everything in ``out``.
 
@@ -78,6 +78,7 @@ def drive(
         resume: continue the run that ``out`` holds, to ``experiment.rounds``; to the same bits as if never interrupted.
         overwrite: remove the run that ``out`` holds, and nothing else in there.
         reporter: hears how it goes, beside the trackers that the experiment names; None: nobody.
+        venue: where the clients are; None: on this machine.
 
     Raises:
         InputError: the experiment cannot be run, a tracker's package is missing, ``out`` holds another run, or, to resume, a
@@ -89,13 +90,24 @@ def drive(
     with prepared(experiment.threads):
         hear = tracked(reporter or Silent(), experiment.output.trackers)
         device = pick_device(experiment.engine.device)
-        parts = experiment.build()
+        venue = venue or Here()
+        parts = venue.parts(experiment)
         with folder.locked(out, note=hear.note):
             # once more: a run may have begun and ended here while the data were read
             folder.check(out, resume=resume, overwrite=overwrite)
             record = _Record(out, experiment, parts, device)
             # the engine first: where it cannot be had, a run that would be overwritten is still there
-            with interrupts() as check, record.workplace(_desk(record, hear, check)) as there:
+            with (
+                interrupts() as check,
+                venue.open(
+                    experiment,
+                    parts,
+                    _desk(record, hear, check),
+                    record.memory,
+                    kept=out if resume else None,
+                    note=hear.note,
+                ) as there,
+            ):
                 return _recorded(record, there, hear, resume=resume, overwrite=overwrite)
 
 
@@ -103,6 +115,8 @@ def _recorded(record: _Record, there: Workplace, hear: Reporter, *, resume: bool
     """The rounds that are left, each kept as it ends; whatever stops them, how to go on is said."""
     out, experiment = record.out, record.experiment
     state, done = record.restore(hear) if resume else record.begin(overwrite=overwrite)
+    if there.record is not None:
+        write_json(out / FEDERATION, dict(there.record))
     for remark in (*experiment.engine.remarks(), *record.parts.remarks(experiment.rounds)):
         hear.note(remark)
     hear.opening(Opening(experiment, out, tuple(record.rows), experiment.rounds, record.parts.data.skipped))
@@ -174,6 +188,7 @@ def _work(
         _usable(record, worked, hear),
         parts,
         there.engine,
+        scored=there.scored,
         state=state,
         device=record.device,
         gradients=experiment.evaluate.gradients,
@@ -241,11 +256,6 @@ class _Record:
         self.memory = Memory(out / "memory")
         self.rows: list[dict[str, Any]] = []
         self.state = parts.start
-
-    def workplace(self, desk: Desk) -> AbstractContextManager[Workplace]:
-        """Where the run's work is done."""
-        parts, experiment = self.parts, self.experiment
-        return workplace(experiment.engine, parts.algorithm, parts.sites, desk, self.memory, threads=experiment.threads)
 
     def begin(self, *, overwrite: bool) -> tuple[Bundle, int]:
         """A new run: the state before round 1."""

@@ -9,6 +9,7 @@ inspection.py    data inspect, list, report, check
 evaluation.py    evaluate
 pack.py          pack
 watch.py         watch
+federation.py    server, client
 certs.py         certs
 site.py          site init, site check, site ledger
 console.py       what a run says while it goes on; pace.py and live.py are parts of it
@@ -26,7 +27,19 @@ from typing import Annotated
 import typer
 
 import fedstill
-from fedstill.cli import certs, evaluation, experiments, inspection, models, pack, priors, site, sweeping, tuning
+from fedstill.cli import (
+    certs,
+    evaluation,
+    experiments,
+    federation,
+    inspection,
+    models,
+    pack,
+    priors,
+    site,
+    sweeping,
+    tuning,
+)
 from fedstill.cli import watch as watching
 from fedstill.errors import FedstillError
 from fedstill.runtime import leave
@@ -57,6 +70,8 @@ app.command("report")(inspection.report)
 app.command("watch")(watching.watch)
 app.command("list")(inspection.list_choices)
 app.command("check")(inspection.check)
+app.command("server")(federation.server)
+app.command("client")(federation.client)
 app.command("certs")(certs.certs)
 app.add_typer(priors.app, name="prior")
 app.add_typer(inspection.data_app, name="data")

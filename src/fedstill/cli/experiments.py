@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from fedstill.cost import Cost
     from fedstill.experiment import Experiment
     from fedstill.run import Finished
+    from fedstill.workplace import Venue
 
-__all__ = ["demo", "init", "resume", "run"]
+__all__ = ["demo", "drive_and_say", "init", "resume", "run"]
 
 DEMO = ("feddgm", "fedavg", "prioronly")
 
@@ -90,7 +91,7 @@ def run(
 
         _say_cost(estimate(experiment), as_json=as_json)
         return
-    _drive(experiment, out or Path("runs") / experiment.name, as_json=as_json, quiet=quiet, overwrite=overwrite)
+    drive_and_say(experiment, out or Path("runs") / experiment.name, as_json=as_json, quiet=quiet, overwrite=overwrite)
 
 
 def resume(
@@ -113,7 +114,7 @@ def resume(
         raise InputError(f"{folder} holds no run to resume: there is no {EXPERIMENT} in it")
     given = {"rounds": rounds, "engine.kind": engine, "engine.workers": workers, "engine.device": device}
     experiment = Experiment.read(file, _overrides(given))
-    _drive(experiment, folder, as_json=as_json, quiet=quiet, resume=True)
+    drive_and_say(experiment, folder, as_json=as_json, quiet=quiet, resume=True)
 
 
 def demo(
@@ -133,7 +134,7 @@ def demo(
     for folder, experiment in experiments.items():
         _check_demo(folder, experiment)
     for folder, experiment in experiments.items():
-        _drive(experiment, folder, as_json=False, quiet=quiet, overwrite=True, last_word=False)
+        drive_and_say(experiment, folder, as_json=False, quiet=quiet, overwrite=True, last_word=False)
     page = out / "report.html"
     write_report(folders, page)
     rows = {method: _rows(folder) for method, folder in zip(DEMO, folders, strict=True)}
@@ -164,7 +165,7 @@ def _overrides(given: dict[str, Any]) -> list[str]:
     return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
-def _drive(
+def drive_and_say(
     experiment: Experiment,
     out: Path,
     *,
@@ -173,13 +174,15 @@ def _drive(
     resume: bool = False,
     overwrite: bool = False,
     last_word: bool = True,
+    venue: Venue | None = None,
 ) -> Finished:
+    """Run it, and say how it goes and where its models are."""
     from fedstill.folder import EXPERIMENT, resume_command
     from fedstill.run import BEST, MODELS, drive
 
     try:
         with reporter(as_json=as_json, quiet=quiet) as hears:
-            done = drive(experiment, out=out, resume=resume, overwrite=overwrite, reporter=hears)
+            done = drive(experiment, out=out, resume=resume, overwrite=overwrite, reporter=hears, venue=venue)
     except KeyboardInterrupt:
         # nothing was begun where there is no experiment in the folder yet
         how = f"; continue with  {resume_command(out)}" if (out / EXPERIMENT).exists() else ""

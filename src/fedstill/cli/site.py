@@ -216,7 +216,7 @@ def _newest(entries: Sequence[Entry], count: int) -> Sequence[Entry]:
 def _line(entry: Entry) -> str:
     """``2026-11-22 01:38:00  out  skin, round 3, local: 21 kB of model weights, numbers``"""
     from fedstill.deployment.ledger import totals
-    from fedstill.deployment.policy import printable
+    from fedstill.errors import printable
 
     words = ", ".join(totals([entry], entry.direction)) or "nothing"
     what = f"{entry.run}, round {entry.round}, {entry.task}: {bytes_text(entry.facts.bytes)}"

@@ -35,6 +35,8 @@ __all__ = [
     "clock_problem",
     "folder_problem",
     "form_problems",
+    "load_and_check",
+    "place_problems",
     "policy_problems",
     "space_problem",
     "version_problem",
@@ -74,12 +76,16 @@ def check_site(settings: SiteSettings, federation: Federation | None, seed: Seed
     Raises:
         InputError: ``federation`` names a class twice.
     """
-    folder = Path(settings.folder)
-    problems = [
-        problem
-        for problem in (folder_problem(folder), space_problem(_free(folder), settings.free, folder))
-        if problem is not None
-    ]
+    return load_and_check(settings, federation, seed)[0]
+
+
+def load_and_check(settings: SiteSettings, federation: Federation | None, seed: Seed) -> tuple[Checked, Loaded | None]:
+    """:func:`check_site`, with the images that were read for it; None where they cannot be.
+
+    Raises:
+        InputError: likewise.
+    """
+    problems = place_problems(settings)
     loaded: Loaded | None = None
     try:
         loaded = load_images(settings, federation, seed)
@@ -99,13 +105,13 @@ def check_site(settings: SiteSettings, federation: Federation | None, seed: Seed
         problems += policy_problems(settings.policy, federation)
         remarks += _remarks(settings.policy, federation)
     if loaded is None:
-        return Checked(problems=tuple(problems), remarks=tuple(remarks))
+        return Checked(problems=tuple(problems), remarks=tuple(remarks)), None
     own = len(loaded.test) > 0 or settings.data.test_fraction > 0
     if own and "statistics" not in settings.policy.allow:
         remarks.append(
             "the site has test images of its own, and their scores cannot leave: allow 'statistics', or set none aside"
         )
-    return Checked(
+    found = Checked(
         held=counts,
         given=len(loaded.test),
         size=loaded.train.size,
@@ -114,6 +120,7 @@ def check_site(settings: SiteSettings, federation: Federation | None, seed: Seed
         problems=tuple(problems),
         remarks=tuple(remarks),
     )
+    return found, loaded
 
 
 def class_problems(counts: Mapping[str, int] | None, classes: Sequence[str], lacks: Sequence[str]) -> list[str]:
@@ -169,6 +176,13 @@ def policy_problems(policy: Policy, federation: Federation) -> list[str]:
             "add that if it may leave, or take no part"
         )
     return problems
+
+
+def place_problems(settings: SiteSettings) -> list[str]:
+    """Why nothing can be kept where the site says; no image is looked at."""
+    folder = Path(settings.folder)
+    found = (folder_problem(folder), space_problem(_free(folder), settings.free, folder))
+    return [problem for problem in found if problem is not None]
 
 
 def folder_problem(folder: Path) -> str | None:

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedstill.algorithms import ALGORITHMS
+from fedstill.data.shard import Normalisation
 from fedstill.deployment.policy import NUMBERS, word_of
 from fedstill.errors import InputError
 from fedstill.experiment import Experiment, by_content
 
-__all__ = ["Federation", "agreed", "identity"]
+__all__ = ["Federation", "agreed", "code_named", "form", "identity", "restored"]
+
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_CONTENT = re.compile(r"[0-9a-f]{64}")
 
 _SHARED = ("size", "channels", "fit", "classes", "mean", "std")
 """What of ``[data]`` is the same for all sites."""
@@ -96,6 +101,72 @@ def identity(settings: Mapping[str, Any]) -> str:
     A site takes it of the settings that arrived. The number of rounds is no part of it, as a run may be gone on with.
     """
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def restored(settings: Mapping[str, Any], priors: Mapping[str, str]) -> Experiment:
+    """The experiment that :func:`agreed` told of, as far as it concerns a site: its data and partition are not there, and the
+    network that the server begins with is none of the site's.
+
+    Args:
+        settings: as they arrived.
+        priors: by the SHA-256 of its content, the name or path by which a prior is had here.
+
+    Raises:
+        InputError: they are no experiment's, or name a prior that is not here.
+    """
+    table: dict[str, Any] = {}
+    for key, value in settings.items():
+        head, _, rest = key.partition(".")
+        if value is None or head == "start":
+            continue
+        if head == "algorithm" and isinstance(value, str) and _CONTENT.fullmatch(value):
+            value = _prior(rest, value, priors)
+        if not rest:
+            table[head] = value
+        elif isinstance(inner := table.setdefault(head, {}), dict):
+            inner[rest] = value
+    return Experiment.from_table(table)
+
+
+def code_named(settings: Any) -> str | None:
+    """The first ``package.module:factory`` among ``settings``; None where there is none."""
+    if isinstance(settings, Mapping):
+        settings = list(settings.values())
+    if isinstance(settings, list | tuple):
+        return next((found for each in settings if (found := code_named(each)) is not None), None)
+    return settings if isinstance(settings, str) and _FACTORY.fullmatch(settings) else None
+
+
+def form(experiment: Experiment) -> tuple[int, tuple[int, int], Normalisation]:
+    """Channels, height and width, and normalisation of all images, as a federation's experiment has to state them: nobody sees
+    all images, so nobody can find them out.
+
+    Raises:
+        InputError: it does not.
+    """
+    data = experiment.data
+    if data.zca:
+        raise InputError(
+            "data.zca = true: whitening is learnt from all images together, which nobody has here; set it to false"
+        )
+    missing = [key for key in ("size", "channels", "mean", "std") if getattr(data, key) is None]
+    if data.size is None or data.channels is None or data.mean is None or data.std is None:
+        raise InputError(
+            f"data.{missing[0]} is missing: no party sees all images, so a federation's experiment states size, channels, mean "
+            "and std (mean = [0.5], std = [0.5] will do for a start)"
+        )
+    if not len(data.mean) == len(data.std) == data.channels:
+        raise InputError(f"data.mean and data.std: give {data.channels} numbers each, one a channel")
+    size = (data.size, data.size) if isinstance(data.size, int) else data.size
+    return data.channels, size, Normalisation(data.mean, data.std)
+
+
+def _prior(key: str, content: str, priors: Mapping[str, str]) -> str:
+    if content not in priors:
+        raise InputError(
+            f"algorithm.{key}: the experiment's prior (SHA-256 {content[:12]}…) is not here: put its file into priors"
+        )
+    return priors[content]
 
 
 def _words(groups: tuple[str, ...]) -> tuple[str, ...]:

@@ -23,8 +23,8 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from fedstill.deployment.messages import Facts, GroupFacts
-from fedstill.deployment.policy import NUMBERS, printable, word_of
-from fedstill.errors import RunError
+from fedstill.deployment.policy import NUMBERS, word_of
+from fedstill.errors import RunError, printable
 from fedstill.files import PRIVATE, private_folder
 from fedstill.output import append_line, whole_lines
 

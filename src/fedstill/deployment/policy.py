@@ -22,8 +22,9 @@ from pydantic import ConfigDict, Field
 
 from fedstill.deployment.messages import Facts
 from fedstill.deployment.sizes import Size
+from fedstill.errors import printable
 
-__all__ = ["NUMBERS", "TASKS", "WORDS", "Policy", "Word", "against_reply", "against_task", "printable", "word_of"]
+__all__ = ["NUMBERS", "TASKS", "WORDS", "Policy", "Word", "against_reply", "against_task", "word_of"]
 
 NUMBERS = "numbers"
 """The word for what is in no group of tensors."""
@@ -144,12 +145,6 @@ def against_reply(policy: Policy, reply: Facts) -> str | None:
     if (forbidden := _forbidden(policy, words | ({NUMBERS} if reply.numbers else set()))) is not None:
         return forbidden
     return "the reply is larger than the site's policy lets out" if reply.bytes > policy.largest else None
-
-
-def printable(text: str, most: int = 40) -> str:
-    """A stranger's text as it may stand in a sentence, a file or on a terminal: no control characters, and not too long."""
-    plain = "".join(each if each.isprintable() else "?" for each in text[: most + 1])
-    return plain if len(plain) <= most else f"{plain[: most - 1]}…"
 
 
 def _strangers(message: Facts) -> list[str]:

@@ -23,7 +23,7 @@ from fedstill.rounds import CLIENT_NAME, Site
 from fedstill.seeds import Seed
 from fedstill.settings import options, read_toml, toml_table, validated
 
-__all__ = ["SiteData", "SiteSettings", "as_site", "load_images", "starter"]
+__all__ = ["ServerSettings", "SiteData", "SiteSettings", "as_site", "load_images", "starter"]
 
 _ELSEWHERE = ("hub", "imagenet", "domains")
 """Sources of experiments that no site has."""
@@ -118,6 +118,22 @@ class SiteData:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """The ``[server]`` table of a site: whom it works for."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    address: Annotated[str | None, Field(description="of the server, HOST:PORT", pattern=r"^.+:[0-9]{1,5}$")] = None
+    authority: Annotated[
+        str | None,
+        Field(
+            description="PEM file of the CA that signed the server's certificate; without it, those that the system trusts"
+        ),
+    ] = None
+    key: Annotated[str | None, Field(description="the site's private key, whose public half the server has")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SiteSettings:
     """All of a site's description."""
 
@@ -133,6 +149,17 @@ class SiteSettings:
     lacks: Annotated[
         tuple[str, ...], Field(description="classes of the federation of which the site knows that it has no image")
     ] = ()
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"],
+        Field(description="where the site computes; auto takes the best there is"),
+    ] = "auto"
+    priors: Annotated[
+        tuple[str, ...],
+        Field(
+            description="files of generators, for experiments that want one which fedstill does not bring; found by content"
+        ),
+    ] = ()
+    server: ServerSettings = field(default_factory=ServerSettings)
     data: SiteData = field(default_factory=SiteData)
     policy: Policy = field(default_factory=Policy)
 
@@ -150,7 +177,21 @@ class SiteSettings:
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         base = path.absolute().parent
-        return replace(found, folder=str(_from(base, found.folder)), data=found.data.anchored(base))
+        server = replace(
+            found.server,
+            **{
+                key: str(_from(base, value))
+                for key in ("authority", "key")
+                if (value := getattr(found.server, key)) is not None
+            },
+        )
+        return replace(
+            found,
+            folder=str(_from(base, found.folder)),
+            priors=tuple(str(_from(base, each)) for each in found.priors),
+            server=server,
+            data=found.data.anchored(base),
+        )
 
     @property
     def ledger(self) -> Path:
@@ -161,8 +202,17 @@ class SiteSettings:
         return _HEADER + "\n" + "\n".join(self._lines()) + "\n"
 
     def _lines(self) -> Iterator[str]:
-        plain = {"name": self.name, "folder": self.folder, "free": size_text(self.free), "lacks": self.lacks}
+        plain = {
+            "name": self.name,
+            "folder": self.folder,
+            "free": size_text(self.free),
+            "lacks": self.lacks,
+            "device": self.device,
+            "priors": self.priors,
+        }
         yield from toml_table(plain, options(SiteSettings))
+        yield from ("", "[server]")
+        yield from toml_table(asdict(self.server), options(ServerSettings))
         yield from ("", "[data]")
         yield from toml_table(asdict(self.data), options(SiteData))
         yield from ("", "[policy]")

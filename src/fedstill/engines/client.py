@@ -9,7 +9,7 @@ from fedstill.bundle import Bundle
 from fedstill.errors import FedstillError
 from fedstill.rounds import Algorithm, Desk, Failure, Reply, Site
 
-__all__ = ["SCORE", "Done", "Work", "client_desk", "do", "memory_before"]
+__all__ = ["SCORE", "Done", "Work", "client_desk", "do", "done", "memory_before"]
 
 SCORE = "score"
 
@@ -51,14 +51,19 @@ def client_desk(desk: Desk, number: int, client: str, task: str) -> Desk:
     )
 
 
+def done(algorithm: Algorithm, task: str, work: Work) -> Done:
+    """The task done; raises what its code raises."""
+    if task == SCORE:
+        scores = algorithm.score(work.inbox, work.site, work.memory, work.desk)
+        return Done(Reply(work.client, scores.detached()), None)
+    reply, memory = algorithm.local(work.inbox, work.site, work.memory, work.desk)
+    return Done(Reply(work.client, reply.detached()), memory.detached())
+
+
 def do(algorithm: Algorithm, task: str, work: Work) -> Done:
     """The task done; whatever is raised becomes a Failure, and the round goes on without this client."""
     try:
-        if task == SCORE:
-            scores = algorithm.score(work.inbox, work.site, work.memory, work.desk)
-            return Done(Reply(work.client, scores.detached()), None)
-        reply, memory = algorithm.local(work.inbox, work.site, work.memory, work.desk)
-        return Done(Reply(work.client, reply.detached()), memory.detached())
+        return done(algorithm, task, work)
     except FedstillError as error:
         return Done(Failure(work.client, str(error)), None)
     except Exception as error:

@@ -18,10 +18,11 @@ KEPT = 2
 
 
 class Memory:
-    """Versions of every client's memory, in ``folder``, or in this process where there is none."""
+    """Versions of every client's memory, in ``folder``, or in this process where there is none; the newest ``kept`` of each."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, kept: int = KEPT) -> None:
         self.folder = folder
+        self.kept = kept
         self._held: dict[str, dict[int, Bundle]] = {}
 
     def read(self, client: str, before: int) -> Bundle:
@@ -41,7 +42,7 @@ class Memory:
             self._held.setdefault(client, {})[number] = bundle.detached()
         else:
             bundle.save(self._path(client, number))
-        for old in self.versions(client)[:-KEPT]:
+        for old in self.versions(client)[: -self.kept]:
             if self.folder is None:
                 del self._held[client][old]
             else:

@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from fedstill.bundle import Bundle
 from fedstill.engines.client import SCORE, memory_before
 from fedstill.engines.flower.records import from_records, to_records
 from fedstill.engines.memory import Memory
-from fedstill.errors import InputError, RunError
+from fedstill.errors import InputError, RunError, printable
 from fedstill.rounds import Desk, Failure, Reply
 from fedstill.runtime import Spent
 
@@ -39,6 +39,9 @@ AT_ONCE = 50
 
 CALLS = 3
 """Times that a node whose process fails is asked for its name."""
+
+_REASON = 1000
+"""Letters of a client's reason: it is a stranger's."""
 
 _LONGEST = 30 * 24 * 3600.0
 """A message without a time-out of ours lasts so long, in seconds; Flower's own default is half a day."""
@@ -59,9 +62,10 @@ class FlowerEngine:
         grid: Flower's, of a run that is under way.
         nodes: node id by client.
         desk: the run's; its progress is told of every answer.
-        memory: what clients remember between rounds, which travels with their work. This is a simulation's: real sites keep
-            their own.
-        spent: is told what clients' processes took.
+        memory: what clients remember between rounds, which travels with their work in a simulation; None: they are sites, which
+            keep their own.
+        spent: is told what clients' processes took, in a simulation.
+        also: what every message says of its run beside round, task and client.
         timeout: seconds from a message's sending after which its client is a Failure; None: it is waited for.
         at_once: messages under way. More than there are processes wait for one, and with a ``timeout`` that counts.
         pause: seconds between looks for answers.
@@ -72,8 +76,9 @@ class FlowerEngine:
     grid: Grid
     nodes: Mapping[str, int]
     desk: Desk
-    memory: Memory
+    memory: Memory | None
     spent: Spent
+    also: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
     at_once: int = AT_ONCE
     pause: float = 0.02
@@ -116,8 +121,9 @@ class FlowerEngine:
     def _send(self, number: int, client: str, inbox: Bundle, task: str) -> str | None:
         """Its identity; None where Flower does not know the node any more."""
         content = to_records(inbox)
-        about: dict[str, Any] = {"round": number, "task": task, "client": client}
-        about["memory"] = self.memory.read(client, memory_before(number, task)).to_bytes()
+        about: dict[str, Any] = {**self.also, "round": number, "task": task, "client": client}
+        if self.memory is not None:
+            about["memory"] = self.memory.read(client, memory_before(number, task)).to_bytes()
         content[CONTROL] = ConfigRecord(about)
         message = Message(content, self.nodes[client], WORK, ttl=self.timeout or _LONGEST)
         return next(iter(self.grid.push_messages([message])), None)
@@ -147,14 +153,15 @@ class FlowerEngine:
         try:
             about = message.content.config_records[CONTROL]
             if "failure" in about:
-                return Failure(client, str(about["failure"]), str(about.get("detail", "")))
+                return Failure(client, printable(str(about["failure"]), _REASON), str(about.get("detail", "")))
             reply = from_records(message.content)
-            self.spent.add(int(_number(about["peak"])), _number(about["cpu_seconds"]))
-            if task != SCORE:
-                memory = about["memory"]
-                if not isinstance(memory, bytes):
-                    raise TypeError("its memory is no bytes")
-                self.memory.write(client, number, Bundle.from_bytes(memory, source="its memory"))
+            if self.memory is not None:
+                self.spent.add(int(_number(about["peak"])), _number(about["cpu_seconds"]))
+                if task != SCORE:
+                    memory = about["memory"]
+                    if not isinstance(memory, bytes):
+                        raise TypeError("its memory is no bytes")
+                    self.memory.write(client, number, Bundle.from_bytes(memory, source="its memory"))
         except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
             return Failure(client, f"its answer cannot be read: {error}")
         return Reply(client, reply)

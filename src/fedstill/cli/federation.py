@@ -1,0 +1,152 @@
+"""Commands of a federation of real sites: server, client."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedstill.cli.experiments import Device, Json, Quiet, Rounds, Workers, drive_and_say
+from fedstill.cli.imports import look_here
+
+if TYPE_CHECKING:
+    from fedstill.deployment.site import SiteSettings
+
+__all__ = ["client", "server"]
+
+LISTEN = "0.0.0.0:9092"
+MARGIN = 2**20
+"""Bytes that a message may take on the way beside its content, for which a site's policy has a limit."""
+
+
+def server(
+    file: Annotated[Path, typer.Argument(help="The federation's experiment file.")],
+    keys: Annotated[
+        Path,
+        typer.Option(help="Folder that 'fedstill certs' made, or one like it: server.pem, server.key, sites/NAME.pub."),
+    ] = Path("federation-keys"),
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where sites call.")] = LISTEN,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key: algorithm.ipc=5. Repeatable."),
+    ] = None,
+    rounds: Rounds = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/NAME")] = None,
+    wait: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds after which to begin with the sites that are ready, if they are the quorum.",
+            show_default="until all are",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that the folder holds; begin it where it holds none.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run that the folder holds.")] = False,
+    workers: Workers = None,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run an experiment with real sites, which call this server over TLS and sign with their keys."""
+    from fedstill.deployment.hosting import KINDS, Served, site_keys
+    from fedstill.errors import InputError
+    from fedstill.experiment import Experiment
+    from fedstill.folder import EXPERIMENT
+
+    look_here()
+    if resume and overwrite:
+        raise InputError("--resume goes on with what --overwrite removes: give one of them")
+    host, port = _address(listen)
+    given = {"rounds": rounds, "engine.workers": workers, "engine.device": device, "engine.kind": KINDS}
+    overrides = [f"{key}={value}" for key, value in given.items() if value is not None]
+    experiment = Experiment.read(file, [*(settings or ()), *overrides])
+    venue = Served(
+        keys=site_keys(keys / "sites"),
+        certificate=keys / "server.pem",
+        key=keys / "server.key",
+        host=host,
+        port=port,
+        wait=wait,
+        command=shlex.join(["--keys", str(keys), "--listen", listen]),
+    )
+    folder = out or Path("runs") / experiment.name
+    drive_and_say(
+        experiment,
+        folder,
+        as_json=as_json,
+        quiet=quiet,
+        resume=resume and (folder / EXPERIMENT).exists(),
+        overwrite=overwrite,
+        venue=venue,
+    )
+
+
+def client(
+    file: Annotated[Path, typer.Argument(help="The site's description; 'fedstill site init' writes one.")],
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Seconds without a connection after which to give up.", show_default="never: it tries again"
+        ),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Take part in a federation as the site that FILE describes, until interrupted."""
+    from fedstill.deployment.checks import place_problems
+    from fedstill.deployment.site import SiteSettings
+    from fedstill.errors import InputError
+    from fedstill.files import private_folder
+    from fedstill.folder import locked
+
+    look_here()
+
+    def say(text: str) -> None:
+        if not quiet:
+            typer.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", err=True)
+
+    settings = SiteSettings.read(file)
+    for key in ("address", "key"):
+        if getattr(settings.server, key) is None:
+            raise InputError(f"{file}: server.{key} is missing: the server's administrator says what it is")
+    # images are looked at when the server says what form they are to have
+    if problems := place_problems(settings):
+        raise InputError(f"{file}: {problems[0]}")
+    kept = Path(settings.folder)
+    private_folder(kept)
+    with locked(kept, note=say, who="client of this site"):
+        _attend(settings, say, patience)
+
+
+def _attend(settings: SiteSettings, say: Callable[[str], None], patience: float | None) -> None:
+    from fedstill.deployment.attendant import SiteAttendant
+    from fedstill.engines.flower.calls import answering
+    from fedstill.engines.flower.node import Door, private_key, serve
+    from fedstill.runtime import prepare
+
+    address, authority, key = settings.server.address, settings.server.authority, settings.server.key
+    assert address is not None
+    assert key is not None
+    door = Door(address, None if authority is None else Path(authority), private_key(Path(key)))
+    prepare()
+    serve(
+        door,
+        answering(SiteAttendant(settings, say)),
+        largest=settings.policy.largest + MARGIN,
+        note=say,
+        patience=patience,
+    )
+
+
+def _address(text: str) -> tuple[str, int]:
+    from fedstill.errors import InputError
+
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise InputError(f"--listen {text}: write it as HOST:PORT, such as {LISTEN}")
+    return host.strip("[]"), int(port)

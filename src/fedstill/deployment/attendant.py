@@ -1,0 +1,247 @@
+"""Who answers the server at a site: looks at the message, does the work or not, looks at the answer, writes both down.
+
+What the server is told of a refusal or a failure is a sentence of this module or of the policy; what an exception says, which may
+name the site's files, stays in the site's own log.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedstill.bundle import Bundle
+from fedstill.deployment.checks import clock_problem, load_and_check, version_problem
+from fedstill.deployment.federation import Federation, code_named, form, identity, restored
+from fedstill.deployment.ledger import Direction, Entry, now, record
+from fedstill.deployment.messages import facts
+from fedstill.deployment.policy import against_reply, against_task
+from fedstill.deployment.site import SiteSettings, as_site
+from fedstill.engines.client import Work, client_desk, done, memory_before
+from fedstill.engines.flower.calls import Call, Readiness
+from fedstill.engines.memory import Memory
+from fedstill.errors import FedstillError, InputError, RunError, printable
+from fedstill.evaluate.scoring import has_own_images
+from fedstill.files import private_folder
+from fedstill.generators import PRIORS
+from fedstill.generators.files import prior_hash
+from fedstill.rounds import Algorithm, Desk, Failure, Site
+from fedstill.runtime import pick_device, prepared
+from fedstill.seeds import Seed
+
+__all__ = ["RUNS", "SiteAttendant"]
+
+RUNS = "runs"
+"""Where the site's folder has what it keeps of each run."""
+
+MEMORIES = 3
+"""Versions of a memory: the server may be gone on with from the round before its last."""
+
+_NOT_READY = "the site is not ready; its administrator can see why"
+_UNWRITTEN = "the site cannot write the message down, so it is not worked on"
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a run's work needs, made of its settings and the site's images once."""
+
+    identity: str
+    federation: Federation
+    algorithm: Algorithm
+    site: Site
+    desk: Desk
+    threads: int
+
+
+@dataclass
+class SiteAttendant:
+    """See the module; an :class:`~fedstill.engines.flower.calls.Attendant`.
+
+    Attributes:
+        settings: the site's.
+        note: hears what the site's administrator should.
+    """
+
+    settings: SiteSettings
+    note: Callable[[str], None]
+    _held: _Prepared | None = field(default=None, init=False, repr=False)
+
+    def ready(self, call: Call) -> Readiness:
+        """Whether the site can take part in the run; it reads its images for that."""
+        empty = Bundle()
+        if (problem := self._stranger(call) or self._clock(call)) is None:
+            try:
+                # the policy before the work: what could not leave is not even loaded
+                federation = self._told(call)
+                problem = against_task(
+                    self.settings.policy,
+                    facts(empty),
+                    "local",
+                    experiment=identity(call.settings),
+                    sends=federation.sends,
+                )
+                scored = problem is None and has_own_images(self._prepare(call).site)
+            except FedstillError as error:
+                self.note(f"not ready for '{printable(call.experiment)}': {error}")
+                problem, scored = _NOT_READY, False
+        else:
+            scored = False
+        try:
+            self._write(call, empty, "in", problem)
+            self._write(call, empty, "out", None)
+        except FedstillError as error:
+            self.note(str(error))
+            return Readiness(_UNWRITTEN)
+        if problem is None:
+            self.note(f"ready for '{printable(call.experiment)}'")
+        elif problem != _NOT_READY:
+            self.note(f"not ready for '{printable(call.experiment)}': {problem}")
+        return Readiness(problem, scored)
+
+    def work(self, call: Call, inbox: Bundle) -> Bundle | str:
+        """The work done, its answer looked at and written down."""
+        where = f"'{printable(call.experiment)}', round {call.round}, {printable(call.task)}"
+        try:
+            refused = self._stranger(call) or self._against(call, inbox)
+            self._write(call, inbox, "in", refused)
+            if refused is None:
+                outcome = self._work(call, inbox)
+                refused = outcome if isinstance(outcome, str) else against_reply(self.settings.policy, facts(outcome))
+                self._write(call, Bundle() if isinstance(outcome, str) else outcome, "out", refused)
+                if not isinstance(outcome, str) and refused is None:
+                    self.note(f"{where}: done")
+                    return outcome
+        except FedstillError as error:
+            # the ledger cannot be written, so nothing leaves
+            self.note(f"{where}: {error}")
+            return _UNWRITTEN
+        self.note(f"{where}: {refused}")
+        assert refused is not None
+        return refused
+
+    def unread(self, reason: str) -> None:
+        """See :class:`~fedstill.engines.flower.calls.Attendant`."""
+        self.note(f"a message was not read: {reason}")
+
+    def _stranger(self, call: Call) -> str | None:
+        """Why a message is not for this site."""
+        if call.client != self.settings.name:
+            return f"the site's key is that of '{printable(call.client)}' at the server, and the site has another name"
+        return version_problem(call.version)
+
+    def _clock(self, call: Call) -> str | None:
+        return None if call.time is None else clock_problem(call.time, time.time())
+
+    def _against(self, call: Call, inbox: Bundle) -> str | None:
+        try:
+            sends = self._told(call).sends
+        except InputError as error:
+            self.note(str(error))
+            return "the run's settings cannot be read"
+        return against_task(
+            self.settings.policy, facts(inbox), call.task, experiment=identity(call.settings), sends=sends
+        )
+
+    def _told(self, call: Call) -> Federation:
+        """What the run asks of the site, of which nothing was loaded yet."""
+        if not self.settings.policy.experiments and (foreign := code_named(call.settings)) is not None:
+            raise InputError(
+                f"the experiment names '{printable(foreign)}', code that is not fedstill's: name the experiment "
+                f"({identity(call.settings)}) in policy.experiments if the site is to run what is installed under that name"
+            )
+        return Federation.of(restored(call.settings, self._priors()))
+
+    def _work(self, call: Call, inbox: Bundle) -> Bundle | str:
+        """The task's answer, or what the server is told of its failure. Memory is kept after success alone."""
+        try:
+            held = self._prepare(call)
+            folder = Path(self.settings.folder) / RUNS / call.run
+            private_folder(folder)
+            memory = Memory(folder / "memory", kept=MEMORIES)
+            before = _remembered(memory, self.settings.name, memory_before(call.round, call.task))
+            desk = client_desk(
+                Desk(held.desk.seed, device=held.desk.device, scratch=folder / "scratch"),
+                call.round,
+                self.settings.name,
+                call.task,
+            )
+            with prepared(held.threads):
+                outcome = done(held.algorithm, call.task, Work(self.settings.name, held.site, inbox, before, desk))
+            if isinstance(outcome.answer, Failure):
+                return outcome.answer.reason
+            if outcome.memory is not None:
+                memory.write(self.settings.name, call.round, outcome.memory)
+            return outcome.answer.bundle
+        except FedstillError as error:
+            self.note(str(error))
+        except Exception:
+            self.note(traceback.format_exc())
+        return "the site's work failed; its administrator can see why"
+
+    def _prepare(self, call: Call) -> _Prepared:
+        """The images are read once for a run; another run's take their place.
+
+        Raises:
+            InputError: the site is not ready for it; the first problem, and all are noted.
+        """
+        known = identity(call.settings)
+        if self._held is not None and self._held.identity == known:
+            return self._held
+        self._held = None  # the memory first
+        experiment = restored(call.settings, self._priors())
+        federation = Federation.of(experiment)
+        channels, size, normalisation = form(experiment)
+        root = Seed.root(experiment.seed)
+        checked, loaded = load_and_check(self.settings, federation, root.at("data"))
+        if checked.problems or loaded is None:
+            for problem in checked.problems[1:]:
+                self.note(problem)
+            raise InputError(checked.problems[0] if checked.problems else "its images cannot be read")
+        world = experiment.world(federation.classes, normalisation, channels=channels, size=size)
+        self._held = _Prepared(
+            identity=known,
+            federation=federation,
+            algorithm=experiment.algorithm.build(world, experiment.virtual),
+            site=as_site(
+                self.settings,
+                loaded,
+                classes=federation.classes,
+                normalisation=normalisation,
+                seed=root.at("validation").at(self.settings.name),
+            ),
+            desk=Desk(root.at("run"), device=pick_device(self.settings.device)),
+            threads=experiment.threads,
+        )
+        return self._held
+
+    def _priors(self) -> Mapping[str, str]:
+        """By content, those that fedstill brings and those that the site has."""
+        return {prior_hash(each): each for each in (*PRIORS, *self.settings.priors)}
+
+    def _write(self, call: Call, message: Bundle, way: Direction, refused: str | None) -> None:
+        entry = Entry(
+            time=now(),
+            run=call.experiment,
+            round=call.round,
+            task=call.task,
+            direction=way,
+            facts=facts(message),
+            refused=refused,
+        )
+        record(self.settings.ledger, entry)
+
+
+def _remembered(memory: Memory, client: str, before: int) -> Bundle:
+    """The newest version below round ``before``.
+
+    Raises:
+        RunError: there was one, and it was overwritten: the server has gone back farther than the site remembers.
+    """
+    versions = memory.versions(client)
+    if len(versions) == MEMORIES and versions[0] >= before:
+        raise RunError(
+            f"the server asks for a round below {before}, and the site remembers rounds from {versions[0]} on alone"
+        )
+    return memory.read(client, before)

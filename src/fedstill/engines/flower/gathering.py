@@ -1,0 +1,77 @@
+"""Before the first round: every site is asked whether it is ready, when it comes, and again while it is not."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+
+from flwr.app import Message
+
+from fedstill.engines.flower.calls import READY, Readiness, question
+from fedstill.engines.flower.superlink import Hosted
+from fedstill.errors import RunError
+
+__all__ = ["gathered"]
+
+
+def gathered(
+    hosted: Hosted,
+    facts: Mapping[str, str],
+    *,
+    least: int,
+    wait: float | None,
+    again: float,
+    progress: Callable[[str, int, int], None],
+    note: Callable[[str], None],
+    pause: float = 0.1,
+) -> dict[str, Readiness]:
+    """Wait until all sites are ready; or, when time is up, for ``least`` of them.
+
+    Args:
+        hosted: the SuperLink.
+        facts: of the run, for every message.
+        least: sites without which the run does not begin.
+        wait: seconds for all of them; None: as long as it takes.
+        again: seconds after which a site that was not ready is asked again.
+        progress: called at every look: what is done, how much of it, of how much.
+        note: hears of sites that are or are not ready.
+        pause: seconds between looks.
+
+    Returns:
+        The answers of the ready sites, in the order of ``hosted.nodes``.
+
+    Raises:
+        RunError: time is up, and fewer are ready.
+    """
+    ready: dict[str, Readiness] = {}
+    asked: dict[str, str] = {}  # message → site
+    due = dict.fromkeys(hosted.nodes, 0.0)
+    told: dict[str, str] = {}
+    until = math.inf if wait is None else time.monotonic() + wait
+    while len(ready) < len(hosted.nodes):
+        progress("waiting for sites", len(ready), len(hosted.nodes))
+        now = time.monotonic()
+        for site in sorted(hosted.online()):
+            if site not in ready and site not in asked.values() and due[site] <= now:
+                message = Message(question(facts, site), hosted.nodes[site], READY)
+                asked |= dict.fromkeys(filter(None, hosted.grid.push_messages([message])), site)
+        for message in hosted.grid.pull_messages(list(asked)) if asked else ():
+            site = asked.pop(message.metadata.reply_to_message_id)
+            answer = Readiness("it went away") if message.has_error() else Readiness.read(message.content)
+            if answer.reason is None:
+                ready[site] = answer
+                note(f"site '{site}' is ready")
+                continue
+            due[site] = now + again
+            if told.get(site) != answer.reason:
+                told[site] = answer.reason
+                note(f"site '{site}' is not ready: {answer.reason}")
+        if now > until:
+            if len(ready) >= least:
+                break
+            raise RunError(
+                f"{len(ready)} of {len(hosted.nodes)} sites are ready after {wait:g} s, and the quorum is {least}"
+            )
+        time.sleep(pause)
+    return {site: ready[site] for site in hosted.nodes if site in ready}
