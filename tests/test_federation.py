@@ -1,0 +1,90 @@
+"""Real sites on loopback: a SuperLink with TLS and keys, and programs that are killed."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+import tiny
+from federations import federation, table, until
+from fedstill.deployment.certs import make_certificates
+from fedstill.run import drive
+
+pytest.importorskip("flwr")
+pytestmark = pytest.mark.slow
+
+MOON = {"name": "moon", "epochs": 15, "lr": 0.05, "batch": 4}
+
+
+def test_sites_give_what_clients_in_process_give(tmp_path: Path) -> None:
+    with federation(tmp_path / "fed", table(tiny.FEDDGM, rounds=2)) as fed:
+        drive(fed.simulated, out=tmp_path / "simulated")
+        sites = [fed.attend(name) for name in ("c00", "c01")]
+        said = fed.serve().ended()
+        assert "site 'c00' is ready" in said
+        assert tiny.rows(fed.out) == tiny.rows(tmp_path / "simulated")
+        for kept in ("models", "synthetic"):
+            for path in (tmp_path / "simulated" / kept).rglob("*"):
+                if path.is_file():
+                    assert (fed.out / path.relative_to(tmp_path / "simulated")).read_bytes() == path.read_bytes(), path
+        tasks = [(line["round"], line["task"], line["direction"], line["refused"]) for line in fed.ledger("c00")]
+        of_round = [(task, way) for task in ("local", "score") for way in ("in", "out")]
+        assert tasks == [
+            (0, "ready", "in", None),
+            (0, "ready", "out", None),
+            *((number, task, way, None) for number in (1, 2) for task, way in of_round),
+        ]
+        for site in sites:
+            site.send(signal.SIGINT)
+            assert "Traceback" not in site.ended(130)
+
+
+def test_who_is_not_known_is_refused_and_a_server_that_is_not_either(tmp_path: Path) -> None:
+    with federation(tmp_path / "fed", table(tiny.FEDAVG, rounds=1)) as fed:
+        # a stranger has the CA's certificate, and a key that nobody registered
+        make_certificates(fed.folder / "others", hosts=None, sites=("c00",), days=2, replace=False)
+        fed.change("c00", server__key="../others/sites/c00.key")
+        server = fed.serve()
+        until(lambda: "listening" in server.said, server)
+        stranger = fed.attend("c00", "--patience", "3")
+        assert "has no place for this site" in stranger.ended(2)
+        # and a site is shown a certificate of another CA than it knows
+        fed.change("c01", server__authority="../others/ca.crt")
+        assert "has no certificate of the CA that this site trusts" in fed.attend("c01").ended(2)
+        server.send(signal.SIGINT)
+        assert "is ready" not in server.ended(130)
+        assert not fed.ledger("c00")
+        assert not fed.ledger("c01")
+
+
+def test_a_site_that_is_killed_costs_its_part_of_the_round_and_comes_again(tmp_path: Path) -> None:
+    with federation(tmp_path / "fed", table(MOON, rounds=4, engine={"timeout": 12.0})) as fed:
+        steady, mortal = (fed.attend(name) for name in ("c00", "c01"))
+        server = fed.serve()
+        until(lambda: any(line["round"] == 1 for line in fed.ledger("c01")), server, steady, mortal)
+        mortal.send(signal.SIGKILL)
+        until(lambda: (fed.out / "metrics.jsonl").exists() and tiny.rows(fed.out), server, steady)
+        again = fed.attend("c01")
+        server.ended()
+        rows = tiny.rows(fed.out)
+        assert [failure["client"] for failure in rows[0]["failures"] if "no score" not in failure["reason"]] == ["c01"]
+        assert next(each["client"] for each in rows[0]["clients"]) == "c00"
+        assert rows[0]["aggregated"]
+        assert not rows[3]["failures"]
+        assert again.runs
+
+
+def test_a_server_that_is_killed_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    with federation(tmp_path / "fed", table(MOON, rounds=4)) as fed:
+        drive(fed.simulated, out=tmp_path / "simulated")
+        sites = [fed.attend(name) for name in ("c00", "c01")]
+        server = fed.serve()
+        until(lambda: any(line["round"] == 3 for line in fed.ledger("c01")), server, *sites)
+        server.send(signal.SIGKILL)
+        assert "round 4/4" in fed.serve("--resume").ended()
+        assert tiny.rows(fed.out) == tiny.rows(tmp_path / "simulated")
+        for path in (tmp_path / "simulated" / "models").rglob("*.safetensors"):
+            assert (fed.out / path.relative_to(tmp_path / "simulated")).read_bytes() == path.read_bytes()
+        assert all(site.runs for site in sites)
