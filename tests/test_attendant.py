@@ -1,0 +1,302 @@
+"""Who answers at a site: what is worked on, what is not, what the server is told and what the ledger says."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedstill
+import tiny
+from fedstill.algorithms.averaging import FedAvg
+from fedstill.bundle import Bundle
+from fedstill.deployment.federation import Federation, agreed, code_named, form, identity, restored
+from fedstill.deployment.ledger import Ledger
+from fedstill.deployment.policy import Policy
+from fedstill.deployment.site import ServerSettings, SiteData, SiteSettings
+from fedstill.errors import InputError
+from fedstill.experiment import Experiment
+from fedstill.rounds import Desk, Site, World
+
+pytest.importorskip("flwr")
+
+from flwr.app import ConfigRecord, RecordDict
+
+from fedstill.deployment.attendant import MEMORIES, RUNS, SiteAttendant
+from fedstill.engines.flower.calls import READY, Call, Readiness, answering, question, run_facts
+from fedstill.engines.flower.post import CONTROL, WORK
+from fedstill.engines.flower.records import from_records, to_records
+
+CLASSES = ("a", "b")
+RUN = "0" * 32
+FORM = {"size": 4, "channels": 1, "classes": list(CLASSES), "mean": [0.5], "std": [0.5]}
+
+
+def experiment(algorithm: Mapping[str, Any] = tiny.FEDAVG, **data: Any) -> Experiment:
+    table = tiny.table(dict(algorithm), model={"depth": 1})
+    return Experiment.from_table({**table, "data": {**FORM, **data}})
+
+
+def call(asked: Experiment | None = None, **changes: Any) -> Call:
+    asked = asked or experiment()
+    made = Call(
+        run=RUN,
+        experiment=asked.name,
+        settings=json.loads(json.dumps(agreed(asked))),
+        version=fedstill.__version__,
+        client="north",
+        round=1,
+        task="local",
+        time=time.time(),
+    )
+    return replace(made, **changes)
+
+
+def inbox(asked: Experiment | None = None) -> Bundle:
+    """What the server sends for the first round."""
+    asked = asked or experiment()
+    channels, size, normalisation = form(asked)
+    world = asked.world(CLASSES, normalisation, channels=channels, size=size)
+    algorithm = asked.algorithm.build(world)
+    state = asked.beginning(algorithm, world, ("north", "south"), 1.0)
+    return algorithm.broadcast(state.put({"round": 1}), "north")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaky:
+    """FedAvg whose answer holds an image."""
+
+    world: World
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(FedAvg(world=self.world), name)
+
+    def local(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> tuple[Bundle, Bundle]:
+        reply, memory = FedAvg(world=self.world).local(inbox, site, memory, desk)
+        return reply.put(synthetic={"images": site.train.images[:1]}), memory
+
+
+class Place:
+    """A site in a folder."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        generator = np.random.default_rng(0)
+        labels = np.arange(12) % 2
+        np.savez(folder / "images.npz", images=generator.integers(0, 256, (12, 4, 4), dtype=np.uint8), labels=labels)
+        data = SiteData(source="arrays", path=str(folder / "images.npz"), classes=CLASSES)
+        described: dict[str, Any] = {"name": "north", "folder": str(folder / "kept"), "free": 1, "data": data}
+        self.settings = SiteSettings(**{**described, **settings})
+        self.notes: list[str] = []
+        self.attendant = SiteAttendant(self.settings, self.notes.append)
+
+    @property
+    def ledger(self) -> list[tuple[str, str, str | None]]:
+        return [(each.task, each.direction, each.refused) for each in Ledger.open(self.settings.ledger).entries]
+
+
+def test_a_site_that_is_ready_says_so_and_writes_it_down(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    assert place.attendant.ready(call(round=0, task="ready")) == Readiness(None, scored=True)
+    assert place.ledger == [("ready", "in", None), ("ready", "out", None)]
+
+
+def test_work_is_done_written_down_and_remembered(tmp_path: Path) -> None:
+    moon = experiment({"name": "moon", "epochs": 1})
+    place = Place(tmp_path)
+    first = place.attendant.work(call(moon), inbox(moon))
+    assert isinstance(first, Bundle)
+    assert set(first.groups) == {"model"}
+    assert place.ledger == [("local", "in", None), ("local", "out", None)]
+    kept = tmp_path / "kept" / RUNS / RUN
+    assert (kept / "memory" / "north" / "round-0001.safetensors").exists()
+    assert kept.stat().st_mode & 0o777 == 0o700
+    # the round again, as after the server was killed: to the same bits
+    again = Place(tmp_path).attendant.work(call(moon), inbox(moon))
+    assert isinstance(again, Bundle)
+    assert again.to_bytes() == first.to_bytes()
+
+
+def test_a_memory_that_is_gone_is_no_empty_memory(tmp_path: Path) -> None:
+    moon = experiment({"name": "moon", "epochs": 1})
+    place = Place(tmp_path)
+    for number in range(1, MEMORIES + 2):
+        assert isinstance(place.attendant.work(call(moon, round=number), inbox(moon)), Bundle)
+    assert isinstance(place.attendant.work(call(moon, round=MEMORIES), inbox(moon)), Bundle)
+    told = place.attendant.work(call(moon, round=2), inbox(moon))
+    assert told == "the site's work failed; its administrator can see why"
+    assert "the server asks for a round below 2, and the site remembers rounds from 2 on alone" in place.notes
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "said"),
+    [
+        ({"client": "south"}, {}, "the site's key is that of 'south' at the server, and the site has another name"),
+        ({"version": "0.0.1"}, {}, "the server has fedstill 0.0.1 and this site"),
+        ({"version": "\x1b[2J"}, {}, "the server states no version of fedstill that can be read"),
+        ({"task": "train"}, {}, "the site knows no task 'train'"),
+        ({}, {"policy": Policy(allow=("numbers",))}, "the site's policy lets no model weights leave"),
+        ({}, {"policy": Policy(largest=100)}, "the message is larger than the site's policy takes"),
+        ({}, {"policy": Policy(experiments=("0" * 64,))}, "the site's policy does not name this experiment"),
+        ({"settings": {"algorithm.name": 3}}, {}, "the run's settings cannot be read"),
+    ],
+)
+def test_what_is_not_worked_on(tmp_path: Path, changes: dict[str, Any], settings: dict[str, Any], said: str) -> None:
+    place = Place(tmp_path, **settings)
+    told = place.attendant.work(call(**changes), inbox())
+    assert isinstance(told, str)
+    assert said in told
+    (line,) = place.ledger
+    assert line[1] == "in"
+    assert line[2] is not None
+    assert line[2] in told
+    assert not (tmp_path / "kept" / RUNS).exists()
+
+
+def test_what_an_exception_says_stays_at_the_site(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    os.unlink(tmp_path / "images.npz")
+    told = place.attendant.work(call(), inbox())
+    assert told == "the site's work failed; its administrator can see why"
+    assert str(tmp_path) in place.notes[0]
+    assert place.attendant.ready(call()) == Readiness("the site is not ready; its administrator can see why")
+    assert place.ledger[1] == ("local", "out", told)
+    # a broken message, which the algorithm's code trips over
+    place = Place(tmp_path)
+    assert place.attendant.work(call(), Bundle({"model": {}})) == told
+    assert any("Traceback" in note for note in place.notes)
+
+
+def test_what_cannot_be_written_down_does_not_leave(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    (tmp_path / "kept").mkdir(mode=0o700)
+    (tmp_path / "kept" / "ledger.jsonl").mkdir()
+    told = place.attendant.work(call(), inbox())
+    assert told == "the site cannot write the message down, so it is not worked on"
+    assert place.attendant.ready(call()) == Readiness(told)
+
+
+def test_an_answer_that_the_policy_keeps_back_is_not_sent(tmp_path: Path) -> None:
+    # what a method of one's own sends is known from its answer alone
+    own = experiment({"name": "test_attendant:Leaky"})
+    policy = Policy(experiments=(identity(agreed(own)),))
+    place = Place(tmp_path, policy=policy)
+    assert place.attendant.work(call(own), inbox()) == "the site's policy lets no synthetic images leave"
+    assert place.ledger == [("local", "in", None), ("local", "out", "the site's policy lets no synthetic images leave")]
+
+
+def test_code_that_is_not_fedstills_is_refused_unless_the_experiment_is_named(tmp_path: Path) -> None:
+    own = experiment({"name": "test_attendant:Leaky"})
+    place = Place(tmp_path)
+    assert place.attendant.work(call(own), inbox()) == "the run's settings cannot be read"
+    assert identity(agreed(own)) in place.notes[0]
+    assert code_named({"a": [{"b": "package.module:factory"}]}) == "package.module:factory"
+    assert code_named({"a": ["C:", "fedavg", 3, None, "a b:c"]}) is None
+
+
+def test_a_clock_far_off_is_told(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    found = place.attendant.ready(call(time=time.time() - 3600)).reason
+    assert found is not None
+    assert "3600 s ahead of the server's" in found
+
+
+def test_test_images_and_validation_images_are_scored_on(tmp_path: Path) -> None:
+    data = SiteData(source="arrays", path=str(tmp_path / "images.npz"), classes=CLASSES, validation_fraction=0.0)
+    assert Place(tmp_path, data=data).attendant.ready(call()) == Readiness(None, scored=False)
+
+
+# --- messages -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_message_is_answered_as_records(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    answer = answering(place.attendant)
+    facts = run_facts(RUN, "tiny", agreed(experiment()))
+    assert Readiness.read(answer(READY, question(facts, "north"))) == Readiness(None, scored=True)
+    content = to_records(inbox())
+    content[CONTROL] = ConfigRecord({**facts, "round": 1, "task": "local", "client": "north"})
+    reply = answer(WORK, content)
+    assert "failure" not in reply.config_records[CONTROL]
+    assert set(from_records(reply).groups) == {"model"}
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        (None, "it is larger than the site takes, or damaged"),
+        ({}, "does not say what it is"),
+        ({"run": "../../etc"}, "does not say of which run it is"),
+        ({"round": -1}, "does not say of which run it is"),
+        ({"settings": "{"}, "does not say what it is"),
+        ({"settings": "[" * 100_000}, "does not say what it is"),
+        ({"settings": "[]"}, "does not say of which run it is"),
+    ],
+)
+def test_messages_that_cannot_be_read_are_refused(tmp_path: Path, about: dict[str, Any] | None, said: str) -> None:
+    place = Place(tmp_path)
+    facts = {**run_facts(RUN, "tiny", agreed(experiment())), "round": 1, "task": "local", "client": "north"}
+    content = None if about is None else RecordDict({CONTROL: ConfigRecord({**facts, **about} if about else {})})
+    told = answering(place.attendant)(WORK, content).config_records[CONTROL]["failure"]
+    assert said in str(told)
+    assert len(place.notes) == 1
+
+
+def test_an_unknown_kind_of_message_is_refused(tmp_path: Path) -> None:
+    content = question(run_facts(RUN, "tiny", agreed(experiment())), "north")
+    told = answering(Place(tmp_path).attendant)("train.evil\x1b", content).config_records[CONTROL]["failure"]
+    assert told == "the site knows no message 'train.evil?'"
+
+
+# --- settings -----------------------------------------------------------------------------------------------------------
+
+
+def test_settings_come_back_as_the_experiment_that_they_tell_of() -> None:
+    asked = experiment(tiny.FEDDGM | {"global_models": [{"name": "mlp"}]})
+    told = json.loads(json.dumps(agreed(asked)))
+    assert agreed(restored(told, {})) == agreed(asked)
+    assert Federation.of(restored(told, {})).identity == identity(told)
+
+
+def test_a_prior_is_found_by_its_content() -> None:
+    asked = experiment(tiny.FEDDGM | {"generator": "digits", "space": 0})
+    told = agreed(asked)
+    content = str(told["algorithm.generator"])
+    assert restored(told, {content: "digits"}).algorithm == asked.algorithm
+    with pytest.raises(
+        InputError, match=r"algorithm.generator: the experiment's prior \(SHA-256 \w{12}…\) is not here"
+    ):
+        restored(told, {})
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"size": None}, "data.size is missing"),
+        ({"mean": None}, "data.mean is missing"),
+        ({"zca": True, "mean": None, "std": None}, "whitening is learnt from all images together"),
+        ({"mean": [0.1, 0.2], "std": [1.0, 1.0]}, "give 1 numbers each"),
+    ],
+)
+def test_the_form_of_images_has_to_be_stated(data: dict[str, Any], said: str) -> None:
+    given = {key: value for key, value in {**FORM, **data}.items() if value is not None}
+    with pytest.raises(InputError, match=said):
+        form(Experiment.from_table({"data": given}))
+
+
+def test_a_site_names_its_server_beside_its_file(tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text(
+        'name = "north"\npriors = ["p.safetensors"]\n[server]\naddress = "fed.example.org:9092"\nkey = "north.key"\n'
+    )
+    found = SiteSettings.read(tmp_path / "site.toml")
+    assert found.server == ServerSettings(address="fed.example.org:9092", key=str(tmp_path / "north.key"))
+    assert found.priors == (str(tmp_path / "p.safetensors"),)
+    (tmp_path / "site.toml").write_text('name = "north"\n[server]\naddress = "fed.example.org"\n')
+    with pytest.raises(InputError, match=r"server.address = 'fed.example.org'"):
+        SiteSettings.read(tmp_path / "site.toml")
