@@ -151,7 +151,9 @@ class Served:
                 processes = Processes(experiment.engine.workers, experiment.threads)
                 desk, spent = replace(desk, map=processes), processes.spent
             scored = tuple(site for site, readiness in there.items() if readiness.scored)
-            yield Workplace(engine, desk, spent, scored, record={"run": run, "sites": list(keys), "command": self.command})
+            yield Workplace(
+                engine, desk, spent, scored, record={"run": run, "sites": list(keys), "command": self.command}
+            )
 
 
 def _test_images(experiment: Experiment, seed: Seed, nothing: Shard) -> Shard:

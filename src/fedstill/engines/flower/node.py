@@ -148,7 +148,21 @@ def serve(
     """
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    client = _client(door)
+    with _client(door) as client:
+        _serve(client, door, answer, largest=largest, note=note, patience=patience, pause=pause, stop=stop)
+
+
+def _serve(
+    client: FleetHttpClient,
+    door: Door,
+    answer: Answer,
+    *,
+    largest: int,
+    note: Callable[[str], None],
+    patience: float | None,
+    pause: float,
+    stop: Callable[[], bool],
+) -> None:
     told, wait, since = "", pause, time.monotonic()
     while not stop():
         try:

@@ -212,6 +212,7 @@ def _served(app: _Gate, listener: socket.socket, tls: Tls | None) -> Iterator[No
         uvicorn.Config(
             app,
             lifespan="off",
+            ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
