@@ -471,6 +471,10 @@ def test_a_round_in_one_line_and_its_troubles():
         "  c02 left out: its matching loss rose",
         "  c01 matched with smaller steps, after 1 failed try",
     ]
+    why = "algorithm.rule = 'krum' with algorithm.hostile = 1 needs 5 replies that can be used, and there are 4"
+    quiet = row | {"failures": [], "clients": [], "aggregated": False}
+    assert troubles(quiet | {"withheld": why}) == [f"  the model is as it was: {why}"]
+    assert troubles(quiet) == ["  the model is as it was: fewer clients than the quorum replied"]  # of an older run
 
 
 def small_prior(path: Path, *, classes: int) -> None:

@@ -29,6 +29,7 @@ from fedstill.experiment import Experiment
 from fedstill.rounds import Desk, Failure, Reply, rounds
 from fedstill.runtime import Spent
 from fedstill.seeds import Seed
+from fedstill.spoilt import SPOILT
 from fedstill.tables import resolve
 from test_contract import OPTIONS
 
@@ -398,6 +399,52 @@ def test_every_methods_messages_survive_records(name):
     ):
         assert same(one.state, other.state)
         assert (one.bytes_up, one.bytes_down, one.failures) == (other.bytes_up, other.bytes_down, other.failures)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """An engine whose clients have answered already."""
+
+    replies: tuple[Reply, ...]
+
+    def clients(self) -> list[str]:
+        return [reply.client for reply in self.replies]
+
+    def work(self, number: int, outbox: Mapping[str, Bundle], task: str) -> Iterator[Reply]:
+        yield from self.replies
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "feddm"])
+def test_a_spoilt_reply_is_refused_for_the_same_reason_as_in_process(name):
+    algorithm, nodes = _algorithm(name), {"c00": 6, "c01": 7}
+    state = algorithm.init(list(nodes), _desk())
+    sites = {client: tiny_sites()[client] for client in nodes}
+    work = LocalEngine(algorithm, sites, _desk()).work(
+        1, {client: algorithm.broadcast(state, client) for client in nodes}, "local"
+    )
+    honest = {answer.client: answer.bundle for answer in work if isinstance(answer, Reply)}
+    reasons = set()
+    for spoil in SPOILT.values():
+        for spoilt in spoil(honest["c00"]):
+            sent = {6: spoilt, 7: honest["c01"]}
+            try:
+                to_records(spoilt)
+            except (ValueError, OverflowError):
+                continue  # what no record can hold cannot be sent
+            about = {"peak": 1, "cpu_seconds": 0.0, "memory": Bundle().to_bytes()}
+
+            def answer(node: int, message: Message, sent: Any = sent, about: Any = about) -> RecordDict:
+                records = to_records(sent[node])
+                records[CONTROL] = ConfigRecord(about)
+                return records
+
+            told = _Told((Reply("c00", spoilt), Reply("c01", honest["c01"])))
+            (here,) = rounds(algorithm, told, desk=_desk(), until=1, state=state)
+            (there,) = rounds(algorithm, _engine(answer, nodes), desk=_desk(), until=1, state=state)
+            assert here.failures == there.failures
+            assert same(here.state, there.state)
+            reasons |= {failure.reason for failure in here.failures}
+    assert len(reasons) > 4
 
 
 # --- simulation --------------------------------------------------------------------------------------------------------

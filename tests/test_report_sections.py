@@ -468,6 +468,7 @@ def test_sick_clients_and_failures_are_named(tmp_path: Path) -> None:
     rows[0]["failures"] = [{"client": "c02", "reason": reason}]
     for row in rows:
         row["clients"][4]["matching"]["sick"] = "it stood still"
+    rows[1] |= {"aggregated": False, "withheld": "there are 4"}
     rows[2]["aggregated"] = False
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = page(run)
@@ -477,6 +478,7 @@ def test_sick_clients_and_failures_are_named(tmp_path: Path) -> None:
     assert "FedDGM: 30 distillations, 4 failed, 2 restarts." in said
     assert [[cell.text for cell in row] for row in grid(made, "failures").rows] == [
         ["FedDGM", "1", "c02", reason],
+        ["FedDGM", "2", "–", "there are 4: the state is the one before"],
         ["FedDGM", "3", "–", "too few clients replied: the state is the one before"],
     ]
     heat = chart(made, "matching-1")

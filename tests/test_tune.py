@@ -60,6 +60,12 @@ def file(tmp_path: Path) -> Path:
 # --- what is read -------------------------------------------------------------------------------------------------------
 
 
+def test_a_search_from_before_rules_and_bounds_is_the_same_search(file):
+    """Their defaults are what was done then."""
+    assert not {"algorithm.rule", "algorithm.hostile", "farthest"} & read(file, vary=[LR]).identity().keys()
+    assert read(file, vary=[LR], settings=["farthest=10"]).identity()["farthest"] == 10.0
+
+
 def test_what_is_varied(file):
     found = read(
         file,

@@ -1,7 +1,7 @@
 """FedMedian: the coordinate-wise median of the clients' models (Yin et al., ICML 2018, Algorithm 1, option I).
 
 A mean follows the worst of its terms; a median does not, as long as more than half of the clients are honest. The
-median weighs clients equally, however many images they hold.
+median weighs clients equally, however many images they hold. (FedAvg has it as an option, ``rule = "median"``.)
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedstill.algorithms.averaging import FedAvg
+from fedstill.algorithms.replies import Sieve
 from fedstill.bundle import Bundle
 from fedstill.rounds import Desk, Outcome, Reply, Site, Trained, World
 
@@ -47,11 +48,14 @@ class FedMedian:
         return self.averaging.score(inbox, site, memory, desk)
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
-        arrived = list(replies)  # a median needs all of them at once, where a mean folds
+        sieve = Sieve(replies, {"model": state.groups["model"]})  # what a stranger sent is looked at before it is used
+        arrived = list(sieve)  # a median needs all of them at once, where a mean folds
+        if not arrived:
+            return Outcome(state, {}, sieve.failures)
         models = [reply.bundle.groups["model"] for reply in arrived]
         medians = {name: median([model[name] for model in models]) for name in models[0]}
         figures = {reply.client: {"examples": int(reply.bundle.numbers["examples"])} for reply in arrived}
-        return Outcome(state.put(model=medians), {"clients": figures})
+        return Outcome(state.put(model=medians), {"clients": figures}, sieve.failures)
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
         return self.averaging.models(state)

@@ -118,7 +118,15 @@ class Bundle:
             rest = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][_KEY])
             numbers = {str(name): float(number) for name, number in rest["numbers"].items()}
             groups: dict[str, dict[str, Tensor]] = {str(name): {} for name in rest["empty"]}
-        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            SafetensorError,
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            OverflowError,
+        ) as error:
             raise InputError(f"{source} is damaged or was not written by fedstill ({error})") from error
         for key, tensor in flat.items():
             group, _, name = key.partition("/")
@@ -143,11 +151,21 @@ class Bundle:
         return cls.from_bytes(content, source=str(path))
 
     def finite(self) -> bool:
-        """Whether every number and every floating tensor is finite."""
+        """Whether every number and every floating or complex tensor is finite; what is no number at all is not."""
         tensors = (tensor for group in self.groups.values() for tensor in group.values())
-        return all(map(math.isfinite, self.numbers.values())) and all(
-            bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point()
+        return all(map(_finite, self.numbers.values())) and all(
+            # torch does not ask this of numbers of 8 bits
+            bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())
+            for tensor in tensors
+            if tensor.is_floating_point() or tensor.is_complex()
         )
+
+
+def _finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except (TypeError, OverflowError):  # text, or an integer beyond all floats: an engine hands over what it was sent
+        return False
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ from fedstill.engines.memory import Memory
 from fedstill.evaluate.scoring import score_clients, scoring_message
 from fedstill.generators.pixels import Pixels
 from fedstill.models.architecture import Architecture
-from fedstill.rounds import Algorithm, Desk, Failure, Reply, Round, Site, World, rounds
+from fedstill.rounds import Algorithm, Desk, Failure, Reply, Round, Site, World, needed_replies, rounds
 from fedstill.seeds import Seed
+from fedstill.spoilt import ABSURD, SPOILT
 
 __all__ = ["check_algorithm", "tiny_prior", "tiny_sites", "tiny_world"]
 
@@ -78,15 +80,30 @@ class _Shuffled:
 
 @dataclass(frozen=True)
 class _Answering:
-    """An engine whose one client has answered already."""
+    """An engine whose clients have answered already."""
 
-    reply: Reply
+    answers: Sequence[Reply | Failure]
 
     def clients(self) -> Sequence[str]:
-        return [self.reply.client]
+        return [answer.client for answer in self.answers]
 
     def work(self, number: int, outbox: Mapping[str, Bundle], task: str) -> Iterator[Reply | Failure]:
-        yield self.reply
+        yield from self.answers
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """An engine whose answers are put down, by round."""
+
+    inner: LocalEngine
+    answers: dict[int, list[Reply | Failure]] = field(default_factory=dict)
+
+    def clients(self) -> Sequence[str]:
+        return self.inner.clients()
+
+    def work(self, number: int, outbox: Mapping[str, Bundle], task: str) -> Iterator[Reply | Failure]:
+        self.answers[number] = list(self.inner.work(number, outbox, task))
+        yield from self.answers[number]
 
 
 def check_algorithm(factory: Callable[..., Algorithm], options: Mapping[str, Any] | None = None) -> list[str]:
@@ -113,7 +130,12 @@ def check_algorithm(factory: Callable[..., Algorithm], options: Mapping[str, Any
 
 
 def _engine(algorithm: Algorithm, memory: Memory | None = None) -> LocalEngine:
-    return LocalEngine(algorithm, tiny_sites(), _desk(), memory or Memory())
+    return LocalEngine(algorithm, _sites(algorithm), _desk(), memory or Memory())
+
+
+def _sites(algorithm: Algorithm) -> dict[str, Site]:
+    """Enough for a round in which one is missing."""
+    return tiny_sites(max(4, needed_replies(algorithm)[0] + 1))
 
 
 def _desk(seed: int = 0) -> Desk:
@@ -133,7 +155,7 @@ def _final(run: list[Round]) -> str:
 
 
 def _inputs_stay(algorithm: Algorithm) -> str | None:
-    sites = tiny_sites()
+    sites = _sites(algorithm)
     state = algorithm.init(list(sites), _desk())
     task = algorithm.task(state) or "local"
     before = _digest(state)
@@ -210,12 +232,13 @@ def _absent(algorithm: Algorithm) -> str | None:
 
 
 def _cohorts(algorithm: Algorithm) -> str | None:
-    run = _run(algorithm, _engine(algorithm), cohort=2)
-    return None if all(len(part.cohort) == 2 for part in run) else "a cohort of 2 was not 2"
+    size = max(2, needed_replies(algorithm)[0])
+    run = _run(algorithm, _engine(algorithm), cohort=size)
+    return None if all(len(part.cohort) == size for part in run) else f"a cohort of {size} was not {size}"
 
 
 def _scarce(algorithm: Algorithm) -> str | None:
-    sites = tiny_sites()
+    sites = _sites(algorithm)
     whole = sites["c00"].train
     one_class = (whole.labels == whole.labels[0]).nonzero().flatten().tolist()
     held = {"c01": whole.take([0]), "c02": whole.take(one_class), "c03": whole.take([])}
@@ -229,6 +252,33 @@ def _scarce(algorithm: Algorithm) -> str | None:
             return why
         if not part.aggregated:
             return f"nothing came of round {part.number}"
+    return None
+
+
+def _hostile(algorithm: Algorithm) -> str | None:
+    engine = _Recorded(_engine(algorithm))
+    run = _run(algorithm, engine)
+    number, needed = run[-1].number, needed_replies(algorithm)[0]
+    before = run[-2].state if len(run) > 1 else algorithm.init(engine.clients(), _desk().at("init")).detached()
+    first, *others = engine.answers[number]
+    assert isinstance(first, Reply)  # what clients answer other clauses ask
+
+    def after(*answers: Reply | Failure) -> Round:
+        return _run(algorithm, _Answering(answers), until=number, start=number - 1, state=before)[0]
+
+    # with the fewest others that there may be every spoilt reply, which costs little; with one more, the first of each kind
+    for rest, most in ((others[: needed - 1], None), (others[:needed], 1)):
+        absent = _digest(after(Failure(first.client, "was absent"), *rest).state)
+        honest = _digest(after(first, *rest).state)
+        for what, spoil in SPOILT.items():
+            for bundle in islice(spoil(first.bundle), most):
+                try:
+                    found = after(Reply(first.client, bundle), *rest)
+                except Exception as error:
+                    return f"a reply with {what} ends the run ({type(error).__name__}: {error})"
+                refused = first.client in {failure.client for failure in found.failures}
+                if what not in ABSURD and _digest(found.state) != (absent if refused else honest):
+                    return f"a reply with {what} is {'refused, and yet' if refused else 'not refused, and'} changes the state"
     return None
 
 
@@ -261,7 +311,7 @@ def _scores(algorithm: Algorithm) -> str | None:
         reply = algorithm.score(message, site, Bundle(), _desk())
         if foreign := [name for name in reply.groups if name.partition(":")[0] != "statistics"]:
             return f"score sends the group '{foreign[0]}', and only groups of the kind 'statistics' hold counts"
-        engine = _Answering(Reply("c00", reply))
+        engine = _Answering([Reply("c00", reply)])
         found = score_clients(engine, 1, state, ["c00"], classes=len(whole.test.classes))
         if found.failures:
             return f"the reply of score is refused: {found.failures[0].reason}"
@@ -292,6 +342,7 @@ CLAUSES: Mapping[str, Callable[[Algorithm], str | None]] = {
     "a missing client is a counted Failure": _absent,
     "a cohort may be a part of the clients": _cohorts,
     "one image or one class is enough, and no image stops no other client": _scarce,
+    "a spoilt reply is refused or without effect, and ends no run": _hostile,
     "every Bundle survives safetensors": _safetensors,
     "models classify": _models,
     "scores are counts": _scores,

@@ -4,6 +4,7 @@
     ├── InputError           the user's input is wrong; nothing was lost          exit code 2
     │   └── MissingExtra     an optional package is not installed                 exit code 2
     └── RunError             the run failed; what is kept is named in the text    exit code 1
+        └── Diverged         a training's numbers are no longer finite             exit code 1
 
 The command line prints the text of these and no traceback. Everything else is a defect of fedstill and
 keeps its traceback.
@@ -14,7 +15,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["FedstillError", "InputError", "MissingExtra", "RunError", "printable", "suggestion", "unknown"]
+__all__ = [
+    "Diverged",
+    "FedstillError",
+    "InputError",
+    "MissingExtra",
+    "RunError",
+    "printable",
+    "suggestion",
+    "unknown",
+]
 
 
 class FedstillError(Exception):
@@ -43,6 +53,10 @@ class MissingExtra(InputError):
 
 class RunError(FedstillError):
     """The run failed for a reason outside the user's input, such as a full disk."""
+
+
+class Diverged(RunError):
+    """A training's numbers are no longer finite: its step size is too large, or what it is trained on is no such thing."""
 
 
 def unknown(key: str, name: str, known: Iterable[str]) -> InputError:

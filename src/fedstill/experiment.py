@@ -24,7 +24,7 @@ from fedstill.generators.files import prior_hash
 from fedstill.method import VIRTUAL, Method
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import Choice, NetworkChoice
-from fedstill.rounds import CLIENT_NAME, Algorithm, Desk, Site, World, cohort_size
+from fedstill.rounds import CLIENT_NAME, FARTHEST, Algorithm, Desk, Site, World, check_replies, cohort_size
 from fedstill.seeds import Seed
 from fedstill.settings import options, override, read_toml, toml_table, validated
 from fedstill.sites import Uses, build_sites, plan_uses
@@ -94,6 +94,12 @@ class Experiment:
         Field(description="clients asked in a round: a fraction (1.0 = all), or a number"),
     ] = 1.0
     quorum: Annotated[int, Field(ge=1, description="fewer usable replies than this leave the model as it was")] = 1
+    farthest: Annotated[
+        float,
+        Field(
+            gt=0, description="replies farther than this from what was sent, in norms of that, are refused as broken"
+        ),
+    ] = FARTHEST
     threads: Annotated[
         int, Field(ge=1, le=1024, description="compute threads of a piece of work; they change the last bits of a sum")
     ] = 1
@@ -157,6 +163,7 @@ class Experiment:
                     "seed": self.seed,
                     "cohort": self.cohort,
                     "quorum": self.quorum,
+                    "farthest": self.farthest,
                     "threads": self.threads,
                     **({} if self.start is None else {"start": self.start}),  # older checkpoints know no such key
                     **{f"data.{key}": value for key, value in asdict(self.data).items()},
@@ -264,7 +271,7 @@ class Experiment:
         Raises:
             InputError: the cohort, or the network to begin with, cannot be used.
         """
-        cohort_size(cohort, clients, self.quorum)
+        check_replies(algorithm, cohort_size(cohort, clients, self.quorum))
         state = algorithm.init(clients, Desk(Seed.root(self.seed).at("run", "init"))).detached()
         if self.start is not None:
             state = started_from(state, self.start, world, from_scratch=getattr(algorithm, "from_scratch", False))
@@ -289,11 +296,7 @@ class Experiment:
             "images and labels": digest(loaded),
             "who holds what": dealt.hash,
         }
-        if not self.partition.test:
-            del settings["partition.test"]  # checkpoints that are older than this key know no such share
-        if self.partition.parts == 1:
-            del settings["partition.parts"]  # nor this one
-        return by_content(settings)
+        return by_content({key: value for key, value in settings.items() if (key, value) not in _UNTOLD})
 
 
 def by_content(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -311,7 +314,13 @@ def _by_content(key: str, value: Any) -> Any:
     )
 
 
-_SCALARS = ("name", "seed", "rounds", "cohort", "quorum", "threads", "start")
+_SCALARS = ("name", "seed", "rounds", "cohort", "quorum", "farthest", "threads", "start")
+
+LATER: Sequence[tuple[str, Any]] = (("farthest", FARTHEST), ("algorithm.rule", "mean"), ("algorithm.hostile", None))
+"""Settings that checkpoints and searches may be older than, and what they then were."""
+
+_UNTOLD = (("partition.test", 0.0), ("partition.parts", 1), *LATER)
+"""What a checkpoint does not tell: it may be older than these settings."""
 
 
 def starter(method: str) -> Experiment:

@@ -137,6 +137,7 @@ def metrics_row(
         "peak_memory": peak,
         "cohort": list(each.cohort),
         "aggregated": each.aggregated,
+        **({} if each.withheld is None else {"withheld": each.withheld}),
         "clients": [
             _joined(_client_figures(client, clients.clients.get(client)), measured.get(client, {}), "clients.")
             for client in (*measured, *(client for client in clients.clients if client not in measured))

@@ -8,23 +8,27 @@ Neither knows the other: an algorithm runs unchanged in process, over processes,
 
 from __future__ import annotations
 
-import math
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from fedstill.border import FARTHEST, refusal
 from fedstill.bundle import Bundle, Group
+from fedstill.cohorts import CLIENT_NAME, cohort_size, sample
 from fedstill.data.shard import Normalisation, Shard
 from fedstill.errors import InputError
+from fedstill.exchange import Arrivals, Failure, Outbox, Reply, first_answers
 from fedstill.models.architecture import Architecture, Network
 from fedstill.seeds import Seed
 
 __all__ = [
+    "CLIENT_NAME",
+    "FARTHEST",
     "Algorithm",
     "Desk",
     "Engine",
@@ -35,12 +39,13 @@ __all__ = [
     "Site",
     "Trained",
     "World",
+    "check_replies",
     "cohort_size",
+    "first_answers",
+    "needed_replies",
     "rounds",
     "serial",
 ]
-
-CLIENT_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")  # no leading dot: names become files
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -137,32 +142,16 @@ class Desk:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What a client sent. The name is stated by the engine, not by the reply.
-
-    ``numbers["examples"]`` of the Bundle is the client's weight.
-    """
-
-    client: str
-    bundle: Bundle
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A client that gave nothing usable: counted and named, never a shorter list."""
-
-    client: str
-    reason: str
-    detail: str = ""  # a traceback, for the log
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """What ``aggregate`` gives: the new state, figures of the round, and clients it had to leave out."""
+    """What ``aggregate`` gives: the new state, figures of the round, and clients it had to leave out.
+
+    ``withheld`` is why no new state comes of the others' replies, though there are some; None where one does.
+    """
 
     state: Bundle
     figures: Mapping[str, Any] = field(default_factory=dict)
     failures: Sequence[Failure] = ()
+    withheld: str | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +181,9 @@ class Round:
         bytes_down: payload of all messages to clients.
         bytes_up: payload of all replies that arrived, refused ones too.
         seconds: wall time by phase: ``clients`` (waiting for replies), ``server`` (the rest).
-        aggregated: false where fewer than the quorum replied; the state is then the one before.
+        aggregated: false where nothing came of the replies; the state is then the one before.
+        withheld: why nothing came of them: fewer than the quorum can be used, fewer than the method needs, or the new state
+            would not be finite. None where something did.
     """
 
     number: int
@@ -204,6 +195,7 @@ class Round:
     bytes_up: int
     seconds: Mapping[str, float]
     aggregated: bool
+    withheld: str | None = None
 
 
 class Algorithm(Protocol):
@@ -249,6 +241,7 @@ def rounds(
     until: int,
     cohort: float | int = 1.0,
     quorum: int = 1,
+    farthest: float = FARTHEST,
     start: int = 0,
     state: Bundle | None = None,
 ) -> Iterator[Round]:
@@ -262,14 +255,16 @@ def rounds(
         cohort: clients asked in a round: a float in (0, 1] is a fraction (at least one client), an int ≥ 1 a number.
         quorum: fewer usable replies than this leave the state as it was (``aggregated=False``); clients that ``aggregate``
             had to leave out are not counted.
+        farthest: a reply that lies farther from what its client was sent, in norms of that, is refused: :mod:`fedstill.border`.
         start: number of the last round already done; with ``state``, to resume.
         state: the server's state after round ``start``; None starts anew.
 
     Raises:
-        InputError: a client's name, the cohort or the quorum cannot be used.
+        InputError: a client's name, the cohort or the quorum cannot be used, or the method needs more clients a round.
     """
     clients = tuple(engine.clients())
     size = cohort_size(cohort, clients, quorum)
+    check_replies(algorithm, size)
     if state is None:
         state = algorithm.init(clients, desk.at("init")).detached()
     for number in range(start + 1, until + 1):
@@ -277,129 +272,62 @@ def rounds(
         if task is None:
             return
         state = state.put({"round": number})
-        chosen = _sample(clients, size, desk.seed.at("cohort", number))
+        chosen = sample(clients, size, desk.seed.at("cohort", number))
         began = time.perf_counter()
-        outbox = _Outbox(algorithm, state, chosen)
-        post = _Post(chosen, engine.work(number, outbox, task))
-        replies = iter(post)
+        outbox = Outbox(partial(algorithm.broadcast, state), chosen)
+        judge = partial(_judged, algorithm, state, farthest)
+        arrivals = Arrivals(chosen, engine.work(number, outbox, task), judge)
+        replies = iter(arrivals)
         # the quorum first: what will not be used is not computed
         enough = list(islice(replies, quorum))
         outcome = Outcome(state)
         if len(enough) == quorum:
             outcome = algorithm.aggregate(state, chain(enough, replies), desk.at("round", number, "server"))
             deque(replies, maxlen=0)  # an algorithm may stop early; every answer is still counted
-        aggregated = post.accepted - len(outcome.failures) >= quorum
+        withheld = _withheld(outcome, arrivals.accepted - len(outcome.failures), quorum)
         seconds = time.perf_counter() - began
-        state = outcome.state.detached() if aggregated else state
+        state = outcome.state.detached() if withheld is None else state
         yield Round(
             number=number,
             state=state,
             cohort=chosen,
             figures=outcome.figures,
-            failures=(*post.failures, *outcome.failures),
+            failures=(*arrivals.failures, *outcome.failures),
             bytes_down=outbox.nbytes,
-            bytes_up=post.nbytes,
-            seconds={"clients": post.waited, "server": seconds - post.waited},
-            aggregated=aggregated,
+            bytes_up=arrivals.nbytes,
+            seconds={"clients": arrivals.waited, "server": seconds - arrivals.waited},
+            aggregated=withheld is None,
+            withheld=withheld,
         )
 
 
-class _Outbox(Mapping[str, Bundle]):
-    """Messages by client, each made when the engine takes it: a thousand need the memory of a few."""
-
-    def __init__(self, algorithm: Algorithm, state: Bundle, cohort: Sequence[str]) -> None:
-        self._algorithm = algorithm
-        self._state = state
-        self._cohort = dict.fromkeys(cohort)
-        self._sizes: dict[str, int] = {}
-
-    def __getitem__(self, client: str) -> Bundle:
-        if client not in self._cohort:
-            raise KeyError(client)
-        message = self._algorithm.broadcast(self._state, client).detached()
-        self._sizes[client] = message.nbytes
-        return message
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._cohort)
-
-    def __len__(self) -> int:
-        return len(self._cohort)
-
-    @property
-    def nbytes(self) -> int:
-        """Payload of the messages that were taken."""
-        return sum(self._sizes.values())
-
-
-class _Post:
-    """Replies in the cohort's order, whatever order they arrive in; counts what passes through."""
-
-    def __init__(self, cohort: Sequence[str], arrivals: Iterator[Reply | Failure]) -> None:
-        self.cohort = cohort
-        self.arrivals = arrivals
-        self.failures: list[Failure] = []
-        self.nbytes = 0
-        self.accepted = 0
-        self.waited = 0.0
-
-    def __iter__(self) -> Iterator[Reply]:
-        early: dict[str, Reply | Failure] = {}
-        for client in self.cohort:
-            while client not in early:
-                answer = self._receive()
-                if answer is None:
-                    break
-                early[answer.client] = answer
-            answer = early.pop(client, None) or Failure(client, "gave no answer")
-            if isinstance(answer, Reply) and not answer.bundle.finite():
-                answer = Failure(client, "its reply holds numbers that are not finite")
-            if isinstance(answer, Failure):
-                self.failures.append(answer)
-            else:
-                self.accepted += 1
-                yield answer
-
-    def _receive(self) -> Reply | Failure | None:
-        began = time.perf_counter()
-        answer = next(self.arrivals, None)
-        self.waited += time.perf_counter() - began
-        if isinstance(answer, Reply):
-            self.nbytes += answer.bundle.nbytes
-        return answer
-
-
-def cohort_size(cohort: float | int, clients: Sequence[str], quorum: int) -> int:
-    """How many clients a round asks.
+def check_replies(algorithm: Algorithm, asked: int) -> None:
+    """That as many clients are asked as the method needs replies to a round.
 
     Raises:
-        InputError: a client's name, the cohort or the quorum cannot be used.
+        InputError: fewer are.
     """
-    for client in clients:
-        if not CLIENT_NAME.fullmatch(client):
-            raise InputError(
-                f"client name {client!r}: use 1 to 64 letters, digits, '.', '_' or '-', and no dot in front"
-            )
-    if len(set(clients)) != len(clients):
-        raise InputError("two clients have the same name: names must differ")
-    if isinstance(cohort, float):
-        if not 0 < cohort <= 1:
-            raise InputError(
-                f"cohort = {cohort}: a fraction lies above 0 and at most at 1.0; write an integer for a number"
-            )
-        # round half up, not half to even: cohort = 0.5 of 5 clients is 3 in every Python version
-        size = max(1, math.floor(cohort * len(clients) + 0.5))
-    else:
-        size = cohort
-    if not 1 <= size <= len(clients):
-        raise InputError(f"cohort = {cohort}: there are {len(clients)} clients")
-    if not 1 <= quorum <= size:
-        raise InputError(f"quorum = {quorum}: it lies between 1 and the cohort's {size} clients")
-    return size
+    needed, setting = needed_replies(algorithm)
+    if asked < needed:
+        raise InputError(
+            f"{setting} needs {needed} clients a round, and {asked} are asked: raise cohort, or change that setting"
+        )
 
 
-def _sample(clients: tuple[str, ...], size: int, seed: Seed) -> tuple[str, ...]:
-    if size == len(clients):
-        return clients
-    chosen = seed.numpy().choice(len(clients), size=size, replace=False)
-    return tuple(clients[index] for index in sorted(chosen.tolist()))
+def needed_replies(algorithm: Algorithm) -> tuple[int, str]:
+    """How many replies a round of the method comes of at least, and by which setting: its ``needs_replies``, if it has any."""
+    needed: tuple[int, str] = getattr(algorithm, "needs_replies", (1, ""))
+    return needed
+
+
+def _judged(algorithm: Algorithm, state: Bundle, farthest: float, reply: Reply) -> str | None:
+    return refusal(reply.bundle, partial(algorithm.broadcast, state, reply.client), farthest=farthest)
+
+
+def _withheld(outcome: Outcome, usable: int, quorum: int) -> str | None:
+    """Why the state stays as it was; None where it does not."""
+    if usable < quorum:
+        return f"{usable} of the replies can be used, and the quorum is {quorum}"
+    if outcome.withheld is None and not Bundle(outcome.state.groups).finite():
+        return "the new state would hold numbers that are not finite"
+    return outcome.withheld

@@ -181,6 +181,7 @@ def _work(
         until=experiment.rounds,
         cohort=parts.cohort,
         quorum=experiment.quorum,
+        farthest=experiment.farthest,
         start=done,
         state=state,
     )

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from fedstill.data.augment import Augmentation, apply
 from fedstill.data.shard import Shard
-from fedstill.errors import RunError
+from fedstill.errors import Diverged
 from fedstill.models.architecture import Network
 from fedstill.privacy import Privacy, Sampling, private_optimiser, without_images
 from fedstill.seeds import Seed
@@ -136,7 +136,7 @@ def fit(
         progress: ``progress(epochs done, epochs)``.
 
     Raises:
-        RunError: the loss, or with privacy a weight, is no longer finite.
+        Diverged: the loss, or with privacy a weight, is no longer finite.
         MissingExtra, InputError: as :func:`fedstill.privacy.private_optimiser`.
     """
     assert privacy is None or extra is None
@@ -192,10 +192,10 @@ def fit(
             if progress is not None:
                 progress(epoch + 1, recipe.epochs)
     if losses and not torch.isfinite(torch.tensor(losses[-1])):
-        raise RunError(f"training diverged, its loss is {losses[-1]}: use a smaller lr than {recipe.lr}")
+        raise Diverged(f"training diverged, its loss is {losses[-1]}: use a smaller lr than {recipe.lr}")
     tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     if privacy is not None and not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-        raise RunError(f"training diverged, its weights are not finite: use a smaller lr than {recipe.lr}")
+        raise Diverged(f"training diverged, its weights are not finite: use a smaller lr than {recipe.lr}")
     return Fitted(tensors, step, len(shard), tuple(losses))
 
 

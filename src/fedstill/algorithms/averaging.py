@@ -10,14 +10,19 @@ never (the first client's stay). ``norms = "local"`` is FedBN (Li et al., ICLR 2
 hold stays in the client's memory and never travels; a client's first round begins with fresh ones. The server then holds no
 whole network, so it scores and saves none; clients score what they received with their own.
 
+``rule`` puts another combination in place of the mean, one that withstands hostile clients: :mod:`fedstill.algorithms.robust`.
+
 A method of the family composes FedAvg: it takes the fields of :class:`Budget`, and ``FedAvg.of(self)`` does the rest;
-:meth:`FedAvg.train` takes its loss term.
+:meth:`FedAvg.train` takes its loss term. One whose server takes FedAvg's step, or goes on from it, takes those of
+:class:`Ruled` too, and ``FedAvg.ruled(self)``. Others have no such option: FedNova and SCAFFOLD add up steps and control variates
+that fit the mean of the same clients only, of FedProto's class means there may be one alone, and FedLGD matches images to the
+mean's gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -25,6 +30,7 @@ from pydantic import Field
 from torch import nn
 
 from fedstill.algorithms.replies import Mean, Sieve
+from fedstill.algorithms.robust import Hostile, Rule, check_rule, combine, least_models, setting_of
 from fedstill.bundle import Bundle, Group
 from fedstill.data.shard import Shard
 from fedstill.errors import InputError, RunError
@@ -34,7 +40,19 @@ from fedstill.scores import OWN_TEST, score
 from fedstill.seeds import Seed
 from fedstill.train import Extra, Fitted, Recipe, fit
 
-__all__ = ["BatchSize", "Budget", "Decay", "Epochs", "FedAvg", "Momentum", "Norms", "Rate", "Visit", "figures"]
+__all__ = [
+    "BatchSize",
+    "Budget",
+    "Decay",
+    "Epochs",
+    "FedAvg",
+    "Momentum",
+    "Norms",
+    "Rate",
+    "Ruled",
+    "Visit",
+    "figures",
+]
 
 Epochs = Annotated[int, Field(ge=1, description="E, local epochs a round")]
 Rate = Annotated[float, Field(gt=0, description="step size of local SGD")]
@@ -69,6 +87,15 @@ class Budget(Protocol):
     def norms(self) -> Literal["average", "local"]: ...
 
 
+class Ruled(Budget, Protocol):
+    """A budget, and how the models of a round become one."""
+
+    @property
+    def rule(self) -> Rule: ...
+    @property
+    def hostile(self) -> int | None: ...
+
+
 class Visit(NamedTuple):
     """A client's training: what it sends, what it remembers, and how it went.
 
@@ -91,10 +118,12 @@ class FedAvg:
     momentum: Momentum = 0.9
     decay: Decay = 1e-5
     norms: Norms = "average"
+    rule: Rule = "mean"
+    hostile: Hostile = None
 
     @classmethod
     def of(cls, method: Budget) -> FedAvg:
-        """FedAvg on the budget of another method."""
+        """FedAvg on the budget of another method, by the mean."""
         return cls(
             world=method.world,
             epochs=method.epochs,
@@ -105,12 +134,23 @@ class FedAvg:
             norms=method.norms,
         )
 
+    @classmethod
+    def ruled(cls, method: Ruled) -> FedAvg:
+        """FedAvg on the budget of another method, by its rule."""
+        return replace(cls.of(method), rule=method.rule, hostile=method.hostile)
+
+    @property
+    def needs_replies(self) -> tuple[int, str]:
+        """How many replies a round comes of at least, and by which setting."""
+        return least_models(self.rule, self.hostile), setting_of(self.rule, self.hostile)
+
     def init(self, clients: Sequence[str], desk: Desk) -> Bundle:
         """The state's ``model``: what travels.
 
         Raises:
-            InputError: norms are to be local, and the network has none.
+            InputError: norms are to be local, and the network has none; or ``rule`` and ``hostile`` do not go together.
         """
+        check_rule(self.rule, self.hostile)
         network = self.world.architecture.build(desk.seed.at("model"))
         own = self._own(network)
         if self.norms == "local" and not own:
@@ -176,13 +216,24 @@ class FedAvg:
         return counts.put(**{OWN_TEST: score(network, site.test, device=desk.device).group()})
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
-        mean, clients = Mean(), {}
+        """Figures: with Krum each client's score ``krum``, and who was ``chosen``."""
+        mean, models, clients = Mean(), dict[str, Group](), dict[str, dict[str, Any]]()
         sieve = Sieve(replies, {"model": state.groups["model"]})
         for reply in sieve:
-            mean.add(reply.bundle.groups["model"], reply.bundle.numbers["examples"])
+            model = reply.bundle.groups["model"]
+            if self.rule == "mean":
+                mean.add(model, reply.bundle.numbers["examples"])
+            else:
+                models[reply.client] = model
             clients[reply.client] = figures(reply.bundle)
-        state = state.put(model=mean.result()) if clients else state
-        return Outcome(state, {"clients": clients}, sieve.failures)
+        least, setting = self.needs_replies
+        if len(clients) < least:
+            why = f"{setting} needs {least} replies that can be used, and there are {len(clients)}"
+            return Outcome(state, {"clients": clients}, sieve.failures, withheld=why)
+        if self.rule == "mean":
+            return Outcome(state.put(model=mean.result()), {"clients": clients}, sieve.failures)
+        combined = combine(self.rule, self.hostile, models)
+        return Outcome(state.put(model=combined.model), combined.figures(clients), sieve.failures)
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
         if self.norms == "local":

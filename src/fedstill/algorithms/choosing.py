@@ -21,7 +21,7 @@ from fedstill.algorithms.replies import MOST, Sieve
 from fedstill.bundle import Bundle, Group
 from fedstill.data.augment import Augmentation
 from fedstill.data.shard import Shard, hard_labels
-from fedstill.errors import InputError, MissingExtra, RunError
+from fedstill.errors import Diverged, InputError, MissingExtra, RunError
 from fedstill.models.architecture import Architecture
 from fedstill.rounds import Desk, Failure, Reply, Trained
 from fedstill.scores import score
@@ -36,6 +36,7 @@ __all__ = [
     "check_search",
     "choose",
     "counted",
+    "foremost",
     "hear",
     "networks",
     "recipe_of",
@@ -181,6 +182,17 @@ def _tried(start: Trained, lesson: Shard, held: Shard, before: Sequence[Trial], 
     return Trial(job.params, "finished", steps[len(steps) - 1], steps)
 
 
+def foremost(done: Sequence[Trial]) -> Trial:
+    """The best trial.
+
+    Raises:
+        Diverged: in all of them training diverged.
+    """
+    if done and all(trial.state == "failed" for trial in done):
+        raise Diverged(f"training on the union diverged in all {len(done)} trials of the search")
+    return best(done)
+
+
 def train_all(start: Trained, union: Shard, recipes: Sequence[Recipe], desk: Desk) -> list[Fitted | None]:
     """``start`` trained in each of these ways; None where it diverged."""
     jobs = [_Job({}, recipe, desk.seed.at(index), desk.device) for index, recipe in enumerate(recipes)]
@@ -246,7 +258,7 @@ class Heard(NamedTuple):
     Attributes:
         state: with the best network so far in the group ``model``.
         done: all trials so far.
-        scored: those of this round.
+        scored: those of this round; none where no client has validation images.
         failures: clients whose counts are none.
     """
 
@@ -271,7 +283,7 @@ def ask(
     """``state`` with the networks of the next trials, if the search goes on, and their training losses.
 
     Raises:
-        RunError: it is over, and no training has come to anything.
+        Diverged: it is over, and no training has come to anything.
     """
     space, first = space_of(keys, base), own(keys, base)
     state = state.drop(*(f"model:{name}" for name in networks(state)))
@@ -292,18 +304,14 @@ def ask(
             trained[f"model:{name}"], losses[name] = fitted.tensors, fitted.losses[-1]
             at_work.append(Trial(params, "failed"))  # until it is scored
     if not trained:
-        best(done)
+        foremost(done)
     return state.put(
         **trained, **{DONE: {"trials": encoded(space, done)}, AT_WORK: {"trials": encoded(space, at_work)}}
     ), losses
 
 
 def hear(state: Bundle, replies: Iterable[Reply], base: Recipe, keys: Sequence[Searched]) -> Heard:
-    """Value the trials at work by the clients' counts, all images alike.
-
-    Raises:
-        RunError: no client has validation images.
-    """
+    """Value the trials at work by the clients' counts, all images alike."""
     space, sent = space_of(keys, base), networks(state)
     counts = {f"correct:{name}": 0.0 for name in sent}
     examples = 0.0
@@ -311,17 +319,15 @@ def hear(state: Bundle, replies: Iterable[Reply], base: Recipe, keys: Sequence[S
     for reply in sieve:
         examples += reply.bundle.numbers["validation_examples"]
         counts = {name: total + reply.bundle.numbers[name] for name, total in counts.items()}
+    before = decoded(space, state.groups[DONE]["trials"])
     if not examples:
-        raise RunError(
-            "algorithm.search = 'clients': no client has validation images to choose by; set partition.validation, or "
-            "algorithm.search = 'union'"
-        )
+        return Heard(state, before, [], sieve.failures)
     at_work = decoded(space, state.groups[AT_WORK]["trials"])
     scored = [
         Trial(trial.params, "finished", correct / examples)
         for trial, correct in zip(at_work, counts.values(), strict=True)
     ]
-    done = [*decoded(space, state.groups[DONE]["trials"]), *scored]
+    done = [*before, *scored]
     leader = best(done)
     if leader in scored:
         state = state.put(model=list(sent.values())[scored.index(leader)])

@@ -51,6 +51,7 @@ from pydantic import Field
 
 from fedstill.algorithms.averaging import BatchSize, Decay, Epochs, FedAvg, Momentum, Norms, Rate
 from fedstill.algorithms.replies import Sieve
+from fedstill.algorithms.robust import Hostile, Rule
 from fedstill.bundle import Bundle, Group
 from fedstill.data.shard import Shard, hard_labels
 from fedstill.losses import model_contrast, prototype_distance
@@ -80,9 +81,16 @@ class MOON:
     momentum: Momentum = 0.9
     decay: Decay = 1e-5
     norms: Norms = "average"
+    rule: Rule = "mean"
+    hostile: Hostile = None
 
     def init(self, clients: Sequence[str], desk: Desk) -> Bundle:
-        return FedAvg.of(self).init(clients, desk)
+        return FedAvg.ruled(self).init(clients, desk)
+
+    @property
+    def needs_replies(self) -> tuple[int, str]:
+        """As :attr:`FedAvg.needs_replies`."""
+        return FedAvg.ruled(self).needs_replies
 
     def task(self, state: Bundle) -> str | None:
         return "local"
@@ -104,7 +112,7 @@ class MOON:
         return FedAvg.of(self).score(inbox, site, memory, desk)
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
-        return FedAvg.of(self).aggregate(state, replies, desk)
+        return FedAvg.ruled(self).aggregate(state, replies, desk)
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
         return FedAvg.of(self).models(state)

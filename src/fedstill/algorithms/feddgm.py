@@ -33,7 +33,7 @@ from pydantic import Field
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.algorithms.priors import generator_of, space_of
 from fedstill.algorithms.replies import Sieve
-from fedstill.algorithms.union import Course, DistilledSet, global_networks, keep, soften, study
+from fedstill.algorithms.union import Course, DistilledSet, global_networks, keep, soften, study, without_ruinous
 from fedstill.bundle import Bundle, Group
 from fedstill.data.augment import DSA, Augmentation
 from fedstill.data.shard import Shard
@@ -177,16 +177,19 @@ class FedDGM:
         began = time.perf_counter()
         sets = list(self._distil_all(state, arrived, desk))
         distilled = time.perf_counter()
-        healthy = [done.synthetic for done in sets if done.sick is None]
         failures += [Failure(done.client, done.sick) for done in sets if done.sick is not None]
-        state = keep(state, sets)
+        healthy = [done for done in sets if done.sick is None]
         losses: dict[str, float | None] = {}
         if healthy:
-            state, losses = self._train(state, Shard.join(healthy), desk)
+            (state, losses), ruinous = without_ruinous(healthy, partial(self._taught, state, desk))
+            failures += ruinous
+            healthy = [done for done in healthy if done.client not in {each.client for each in ruinous}]
+        else:
+            state = keep(state, [])
         figures = {
             "clients": {done.client: done.figures(arrived[done.client]) for done in sets},
             "loss": losses,
-            "union": sum(map(len, healthy)),
+            "union": sum(len(done.synthetic) for done in healthy),
             "seconds": {"distil": distilled - began, "train": time.perf_counter() - distilled},
         }
         return Outcome(state, figures, failures)
@@ -286,6 +289,11 @@ class FedDGM:
         )
 
     # --- step 5: train on the union ------------------------------------------------------------------------------
+
+    def _taught(
+        self, state: Bundle, desk: Desk, sets: Sequence[DistilledSet]
+    ) -> tuple[Bundle, dict[str, float | None]]:
+        return self._train(keep(state, sets), Shard.join([each.synthetic for each in sets]), desk)
 
     def _train(self, state: Bundle, union: Shard, desk: Desk) -> tuple[Bundle, dict[str, float | None]]:
         before = self.models(state)

@@ -33,6 +33,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedstill.algorithms.averaging import BatchSize, Decay, Epochs, FedAvg, Momentum, Norms, Rate
+from fedstill.algorithms.robust import Hostile, Rule
 from fedstill.bundle import Bundle
 from fedstill.rounds import Desk, Outcome, Reply, Site, Trained, World
 
@@ -56,11 +57,18 @@ class FedAvgM:
     momentum: Momentum = 0.9
     decay: Decay = 1e-5
     norms: Norms = "average"
+    rule: Rule = "mean"
+    hostile: Hostile = None
 
     def init(self, clients: Sequence[str], desk: Desk) -> Bundle:
-        state = FedAvg.of(self).init(clients, desk)
+        state = FedAvg.ruled(self).init(clients, desk)
         names = FedAvg.of(self).trained_names(state)
         return state.put(**{_VELOCITY: {name: torch.zeros_like(state.groups["model"][name]) for name in names}})
+
+    @property
+    def needs_replies(self) -> tuple[int, str]:
+        """As :attr:`FedAvg.needs_replies`."""
+        return FedAvg.ruled(self).needs_replies
 
     def task(self, state: Bundle) -> str | None:
         return "local"
@@ -75,8 +83,8 @@ class FedAvgM:
         return FedAvg.of(self).score(inbox, site, memory, desk)
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
-        outcome = FedAvg.of(self).aggregate(state, replies, desk)
-        if not outcome.figures["clients"]:
+        outcome = FedAvg.ruled(self).aggregate(state, replies, desk)
+        if outcome.withheld is not None:
             return outcome  # no step, and no momentum spent on it
         velocity, model = dict(state.groups[_VELOCITY]), dict(outcome.state.groups["model"])
         for name, before in state.groups[_VELOCITY].items():
@@ -105,9 +113,11 @@ class FedAdam:
     momentum: Momentum = 0.9
     decay: Decay = 1e-5
     norms: Norms = "average"
+    rule: Rule = "mean"
+    hostile: Hostile = None
 
     def init(self, clients: Sequence[str], desk: Desk) -> Bundle:
-        state = FedAvg.of(self).init(clients, desk)
+        state = FedAvg.ruled(self).init(clients, desk)
         like = {name: state.groups["model"][name] for name in FedAvg.of(self).trained_names(state)}
         return state.put(
             **{
@@ -115,6 +125,11 @@ class FedAdam:
                 _SECOND: {name: torch.full_like(tensor, self.tau**2) for name, tensor in like.items()},
             }
         )
+
+    @property
+    def needs_replies(self) -> tuple[int, str]:
+        """As :attr:`FedAvg.needs_replies`."""
+        return FedAvg.ruled(self).needs_replies
 
     def task(self, state: Bundle) -> str | None:
         return "local"
@@ -129,8 +144,8 @@ class FedAdam:
         return FedAvg.of(self).score(inbox, site, memory, desk)
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
-        outcome = FedAvg.of(self).aggregate(state, replies, desk)
-        if not outcome.figures["clients"]:
+        outcome = FedAvg.ruled(self).aggregate(state, replies, desk)
+        if outcome.withheld is not None:
             return outcome
         first, second = dict(state.groups[_FIRST]), dict(state.groups[_SECOND])
         model = dict(outcome.state.groups["model"])

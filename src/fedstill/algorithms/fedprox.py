@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedstill.algorithms.averaging import BatchSize, Decay, Epochs, FedAvg, Momentum, Norms, Rate
+from fedstill.algorithms.robust import Hostile, Rule
 from fedstill.bundle import Bundle, Group
 from fedstill.rounds import Desk, Outcome, Reply, Site, Trained, World
 from fedstill.train import Batch, Extra
@@ -42,9 +43,16 @@ class FedProx:
     momentum: Momentum = 0.9
     decay: Decay = 1e-5
     norms: Norms = "average"
+    rule: Rule = "mean"
+    hostile: Hostile = None
 
     def init(self, clients: Sequence[str], desk: Desk) -> Bundle:
-        return FedAvg.of(self).init(clients, desk)
+        return FedAvg.ruled(self).init(clients, desk)
+
+    @property
+    def needs_replies(self) -> tuple[int, str]:
+        """As :attr:`FedAvg.needs_replies`."""
+        return FedAvg.ruled(self).needs_replies
 
     def task(self, state: Bundle) -> str | None:
         return "local"
@@ -61,7 +69,7 @@ class FedProx:
         return FedAvg.of(self).score(inbox, site, memory, desk)
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
-        return FedAvg.of(self).aggregate(state, replies, desk)
+        return FedAvg.ruled(self).aggregate(state, replies, desk)
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
         return FedAvg.of(self).models(state)

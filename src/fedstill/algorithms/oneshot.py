@@ -39,6 +39,7 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -52,6 +53,7 @@ from fedstill.algorithms.choosing import (
     check_search,
     choose,
     counted,
+    foremost,
     hear,
     networks,
     recipe_of,
@@ -62,7 +64,7 @@ from fedstill.algorithms.priors import generator_of, space_of
 from fedstill.algorithms.replies import Sieve
 from fedstill.algorithms.sending import check_privacy, make, privacy_remark, read
 from fedstill.algorithms.union import Course as Lesson
-from fedstill.algorithms.union import DistilledSet, global_networks, join_sets, keep, study
+from fedstill.algorithms.union import DistilledSet, global_networks, join_sets, keep, study, without_ruinous
 from fedstill.bundle import Bundle
 from fedstill.data.augment import DSA, Augmentation
 from fedstill.data.shard import Shard
@@ -72,7 +74,7 @@ from fedstill.errors import InputError
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import NetworkChoice
 from fedstill.rounds import Desk, Failure, Outcome, Reply, Site, Trained, World
-from fedstill.search import Trial, best
+from fedstill.search import Trial
 from fedstill.train import Recipe
 
 __all__ = ["OneShot"]
@@ -227,7 +229,7 @@ class OneShot:
         sieve = Sieve(replies, {})
         clients: dict[str, dict[str, Any]] = {}
         sets: list[DistilledSet] = []
-        rates: list[float] = []
+        rates: dict[str, float] = {}
         failures: list[Failure] = []
         for reply in sieve:
             try:
@@ -243,18 +245,16 @@ class OneShot:
             if self.drop_ill and done.sick is not None:
                 failures.append(Failure(reply.client, done.sick))
             else:
-                sets.append(done)
-                rates.append(rate)
+                # ill sets are kept like others unless they were dropped: the best check chose them
+                sets.append(done._replace(health=None))
+                rates[reply.client] = rate
         arrived = time.perf_counter()
-        figures: dict[str, Any] = {"clients": clients, "union": sum(len(each.synthetic) for each in sets)}
+        figures: dict[str, Any] = {}
         if sets:
-            # ill sets are kept like others unless they were dropped: the best check chose them
-            state = keep(state, [each._replace(health=None) for each in sets]).put({"rate": statistics.fmean(rates)})
-            for each, rate in zip(sets, rates, strict=True):
-                name = f"synthetic:{each.client}"
-                state = state.put(**{name: {**state.groups[name], "rate": torch.tensor(rate, dtype=torch.float64)}})
-            state, learned = self._learned(state, desk)
-            figures |= learned
+            (state, figures), ruinous = without_ruinous(sets, partial(self._taught, state, rates, desk))
+            failures += ruinous
+            sets = [each for each in sets if f"synthetic:{each.client}" in state.groups]
+        figures |= {"clients": clients, "union": sum(len(each.synthetic) for each in sets)}
         figures["seconds"] = {"train": time.perf_counter() - arrived}
         return Outcome(state, figures, [*sieve.failures, *failures])
 
@@ -262,8 +262,11 @@ class OneShot:
         """A later round: clients have scored the networks of some trials."""
         began = time.perf_counter()
         heard = hear(state, replies, self._recipe(state), self.search_over)
+        if not heard.scored:
+            why = "no client of the round has validation images to choose by; set partition.validation, or ask more clients"
+            return Outcome(state, {}, heard.failures, withheld=why)
         state, losses = self._asked(heard.state, heard.done, desk)
-        recipe = recipe_of(self._recipe(state), best(heard.done).params)
+        recipe = recipe_of(self._recipe(state), foremost(heard.done).params)
         if not networks(state):  # the search is over: the other networks learn as the best one did
             state, losses = self._train(
                 state.drop(START), [name for name in self._all() if name != GLOBAL], recipe, desk
@@ -293,6 +296,16 @@ class OneShot:
 
     # --- the server ----------------------------------------------------------------------------------------------
 
+    def _taught(
+        self, state: Bundle, rates: Mapping[str, float], desk: Desk, sets: Sequence[DistilledSet]
+    ) -> tuple[Bundle, dict[str, Any]]:
+        """What is learned of these sets, each kept with its step size; and figures."""
+        state = keep(state, sets).put({"rate": statistics.fmean(rates[each.client] for each in sets)})
+        for each in sets:
+            name, rate = f"synthetic:{each.client}", torch.tensor(rates[each.client], dtype=torch.float64)
+            state = state.put(**{name: {**state.groups[name], "rate": rate}})
+        return self._learned(state, desk)
+
     def _learned(self, state: Bundle, desk: Desk) -> tuple[Bundle, dict[str, Any]]:
         """The networks trained on the union, or the first trials of a search by clients; and figures."""
         if self.search == "clients":
@@ -311,7 +324,7 @@ class OneShot:
                 share=self.holdout,
                 desk=desk.at("search"),
             )
-            recipe = recipe_of(recipe, best(trials).params)
+            recipe = recipe_of(recipe, foremost(trials).params)
             figures = {"search": shown(trials), "recipe": _found(recipe)}
         state, losses = self._train(state, list(self._all()), recipe, desk)
         return state, {**figures, "loss": losses}

@@ -14,6 +14,8 @@ __all__ = ["MISFIT", "MOST", "Mean", "Sieve"]
 MOST = 2.0**53
 """Largest count that is taken: float64 has every whole number up to here, and sums of weights stay finite."""
 
+_VARIANCE = "running_var"
+
 MISFIT = "its reply holds no {group} of the names, shapes and types that were sent"
 
 
@@ -47,8 +49,8 @@ class Mean:
 class Sieve:
     """Replies that can be used, one at a time; of each other one ``failures`` says why.
 
-    The only place where what a stranger sent is compared with what was asked for. Numbers that are not finite have been
-    refused before (``rounds``).
+    The only place where what a stranger sent is compared with what was asked for. Numbers that are not finite, and what is far
+    too large, have been refused before (``border``).
     """
 
     def __init__(
@@ -86,7 +88,18 @@ class Sieve:
         for name, group in self._like.items():
             if not _fits(reply.bundle.groups.get(name, {}), group):
                 return MISFIT.format(group=name)
+            if name.partition(":")[0] == "model" and (variance := _below_zero(reply.bundle.groups[name])) is not None:
+                return f"its reply's variance '{variance}' is below 0"
         return self._further(reply.bundle)
+
+
+def _below_zero(group: Group) -> str | None:
+    """A running variance of BatchNorm that has no root: averaged in, it would make of every output no number. (A group that is no
+    network may hold differences, and these any sign.)"""
+    return next(
+        (name for name, tensor in group.items() if name.endswith(_VARIANCE) and tensor.numel() and tensor.min() < 0),
+        None,
+    )
 
 
 def _fits(found: Group, wanted: Group) -> bool:

@@ -43,10 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Arrived", "check_privacy", "make", "privacy_remark", "read"]
 
-FARTHEST_SENT = 1e6
-"""How far from mid-grey a pixel that arrives may lie, in pixel ranges. Step sizes far too large, with no further attempt, take
-pixels to thousands, and normalising networks can still learn from them; what lies beyond could only end the server's training."""
-
 LARGEST_RATE = 1e3
 """Of a student's step size that arrives: clients' mean α may be what the union is trained with."""
 
@@ -92,19 +88,11 @@ def read(method: OneShot, reply: Reply) -> Arrived:
         raise InputError(f"its student's step size is {rate}, which trains nothing")
     if not len(synthetic):
         raise InputError("its synthetic set is empty")
-    if (farthest := _farthest(synthetic)) > FARTHEST_SENT:
-        raise InputError(f"its images are none: a pixel lies {farthest:.3g} pixel ranges from mid-grey")
     spent = _spent(method, bundle)
     if not method.distill_steps:
         return Arrived(DistilledSet(reply.client, synthetic, {}, None), rate, None, spent)
     course = _course(method, bundle.groups.get("statistics", {}))
     return Arrived(DistilledSet(reply.client, synthetic, {}, course.health()), rate, course, spent)
-
-
-def _farthest(synthetic: Shard) -> float:
-    """From mid-grey, in pixel ranges; of bytes, less than one."""
-    images = synthetic.images
-    return (images - 0.5).abs().max().item() if images.is_floating_point() else 0.0
 
 
 def _course(method: OneShot, group: Group) -> Course:

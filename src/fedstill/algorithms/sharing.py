@@ -48,10 +48,11 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.algorithms.replies import Sieve
-from fedstill.algorithms.union import Course, DistilledSet, global_networks, keep, study
+from fedstill.algorithms.union import Course, DistilledSet, global_networks, keep, study, without_ruinous
 from fedstill.bundle import Bundle, Group
 from fedstill.data.augment import DSA, Augmentation
 from fedstill.data.shard import Shard
@@ -193,11 +194,17 @@ class FedDM:
             if len(synthetic):
                 sets.append(done)
         arrived = time.perf_counter()
-        figures: dict[str, Any] = {"clients": clients, "union": sum(len(each.synthetic) for each in sets)}
+        figures: dict[str, Any] = {}
         before = state.groups["model"]
-        state = keep(state, sets)
         if sets:
-            state, figures["loss"] = self._train(state, Shard.join([each.synthetic for each in sets]), desk)
+            (state, figures["loss"]), ruinous = without_ruinous(sets, partial(self._taught, state, desk))
+            failures += ruinous
+            clients = {
+                client: line for client, line in clients.items() if client not in {each.client for each in ruinous}
+            }
+        else:
+            state = keep(state, [])
+        figures |= {"clients": clients, "union": sum(line["synthetic"] for line in clients.values())}
         figures["moved"] = self._distance(before, state.groups["model"])
         if self.noise_multiplier:
             rho = state.numbers.get("round", 1) * zcdp(self.match_steps, self.noise_multiplier)
@@ -243,6 +250,9 @@ class FedDM:
         return None if self.clip is None or self.noise_multiplier == 0 else Noise(self.clip, self.noise_multiplier)
 
     # --- the server ----------------------------------------------------------------------------------------------
+
+    def _taught(self, state: Bundle, desk: Desk, sets: Sequence[DistilledSet]) -> tuple[Bundle, dict[str, float]]:
+        return self._train(keep(state, sets), Shard.join([each.synthetic for each in sets]), desk)
 
     def _train(self, state: Bundle, union: Shard, desk: Desk) -> tuple[Bundle, dict[str, float]]:
         courses = [
@@ -302,6 +312,11 @@ class FedDM:
         return global_networks(self.world, self.global_models, GLOBAL)
 
 
+FARTHEST_SENT = 1e6
+"""How far from mid-grey a pixel that arrives may lie, in pixel ranges. Step sizes far too large, with no further attempt, take
+pixels to thousands, and normalising networks can still learn from them; what lies beyond could only end the server's training."""
+
+
 def received(group: Group, world: World, *, ipc: int, kind: torch.dtype = torch.float32) -> Shard:
     """The labelled images of a client's reply, which is a stranger's: of this kind, at most ``ipc`` a class, maybe none.
 
@@ -326,7 +341,14 @@ def received(group: Group, world: World, *, ipc: int, kind: torch.dtype = torch.
         raise InputError(f"its synthetic labels are not all of 0 to {classes - 1}")
     if len(labels) and int(torch.bincount(labels).max()) > ipc:
         raise InputError(f"its synthetic set holds more than {ipc} images of a class")
+    if images.is_floating_point() and len(images) and not (farthest := _farthest(images)) <= FARTHEST_SENT:
+        raise InputError(f"its images are none: a pixel lies {farthest:.3g} pixel ranges from mid-grey")
     return Shard(images, labels, world.classes, world.normalisation)
+
+
+def _farthest(images: Tensor) -> float:
+    """From mid-grey, in pixel ranges."""
+    return (images.double() - 0.5).abs().max().item()
 
 
 def _health(numbers: Mapping[str, float], synthetic: Shard) -> Health | None:

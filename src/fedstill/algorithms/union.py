@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fedstill.bundle import Bundle, Group
 from fedstill.data.shard import Shard
 from fedstill.distill.health import Health
-from fedstill.errors import InputError
+from fedstill.errors import Diverged, InputError
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import Choice
-from fedstill.rounds import Desk, Trained, World
+from fedstill.rounds import Desk, Failure, Trained, World
 from fedstill.train import Fitted, Recipe, fit, predict
 
-__all__ = ["Course", "DistilledSet", "global_networks", "join_sets", "keep", "shard_of", "soften", "study"]
+__all__ = [
+    "Course",
+    "DistilledSet",
+    "global_networks",
+    "join_sets",
+    "keep",
+    "shard_of",
+    "soften",
+    "study",
+    "without_ruinous",
+]
+
+T = TypeVar("T")
 
 
 class DistilledSet(NamedTuple):
@@ -94,6 +106,38 @@ def study(lesson: Shard, courses: Sequence[Course], desk: Desk) -> dict[str, Fit
         done[course.name] = fitted
         desk.progress("train", len(done), len(courses))
     return done
+
+
+def without_ruinous(
+    sets: Sequence[DistilledSet], teach: Callable[[Sequence[DistilledSet]], T]
+) -> tuple[T, list[Failure]]:
+    """What ``teach`` makes of the sets, and who had to be left out for it: clients on whose images alone training diverges.
+
+    Who they are is asked only where training on all sets diverges; it then costs about as much again.
+
+    Raises:
+        Diverged: it diverges on all sets together and on none, or on each, by itself: the settings are to blame, not a client.
+    """
+    try:
+        return teach(sets), []
+    except Diverged as error:
+        together = error
+    alone = {each.client: _divergence(each, teach) for each in sets}
+    left = [each for each in sets if alone[each.client] is None]
+    if not 0 < len(left) < len(sets):
+        raise together
+    ruinous = [
+        Failure(client, f"its images cannot be learned from: {why}") for client, why in alone.items() if why is not None
+    ]
+    return teach(left), ruinous
+
+
+def _divergence(each: DistilledSet, teach: Callable[[Sequence[DistilledSet]], T]) -> str | None:
+    try:
+        teach([each])
+    except Diverged as error:
+        return str(error)
+    return None
 
 
 def soften(shard: Shard, teacher: Trained, temperature: float, *, device: str = "cpu") -> Shard:

@@ -30,6 +30,7 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from fedstill.algorithms.averaging import BatchSize, Decay, Epochs, FedAvg, Momentum, Norms, Rate
+from fedstill.algorithms.robust import Hostile, Rule
 from fedstill.bundle import Bundle
 from fedstill.data.shard import Shard, hard_labels
 from fedstill.generators.virtual import virtual_images
@@ -67,6 +68,8 @@ class VHL:
     momentum: Momentum = 0.9
     decay: Decay = 1e-4
     norms: Norms = "average"
+    rule: Rule = "mean"
+    hostile: Hostile = None
 
     def init(self, clients: Sequence[str], desk: Desk) -> Bundle:
         """The network, the virtual classes' rows of its head, and the number that the virtual images come from.
@@ -78,6 +81,11 @@ class VHL:
         number = desk.seed.at(NUMBER).number >> _EXACT
         self._virtual(number)
         return self._apart(self._averaging.init(clients, desk)).put({NUMBER: number})
+
+    @property
+    def needs_replies(self) -> tuple[int, str]:
+        """As :attr:`FedAvg.needs_replies`."""
+        return FedAvg.ruled(self).needs_replies
 
     def task(self, state: Bundle) -> str | None:
         return "local"
@@ -113,7 +121,7 @@ class VHL:
     def _averaging(self) -> FedAvg:
         """FedAvg of the network with a head of 2K classes."""
         wide = replace(self.world.architecture, classes=2 * self._classes)
-        return replace(FedAvg.of(self), world=replace(self.world, architecture=wide))
+        return replace(FedAvg.ruled(self), world=replace(self.world, architecture=wide))
 
     @property
     def _head(self) -> LinearHead:

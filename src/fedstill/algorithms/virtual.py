@@ -33,7 +33,7 @@ from fedstill.distill.health import descend
 from fedstill.distill.virtual import Missing, Start, begin, canvas_of
 from fedstill.errors import RunError
 from fedstill.models.architecture import Architecture
-from fedstill.rounds import Algorithm, Desk, Outcome, Reply, Site, Trained, World
+from fedstill.rounds import Algorithm, Desk, Outcome, Reply, Site, Trained, World, needed_replies
 
 __all__ = ["OWN", "OnVirtual", "VirtualSettings", "kept_set", "own_set", "remember"]
 
@@ -176,6 +176,11 @@ class OnVirtual:
 
     def task(self, state: Bundle) -> str | None:
         return self.inner.task(state)
+
+    @property
+    def needs_replies(self) -> tuple[int, str]:
+        """The method's own."""
+        return needed_replies(self.inner)
 
     def broadcast(self, state: Bundle, client: str) -> Bundle:
         return self.inner.broadcast(state, client)

@@ -130,7 +130,7 @@ def troubles(row: Mapping[str, Any]) -> list[str]:
         if (matching := client.get("matching")) and matching["retries"] and matching["sick"] is None
     ]
     if not row["aggregated"]:
-        lines.append("  fewer clients than the quorum replied: the model is as it was")
+        lines.append(f"  the model is as it was: {row.get('withheld', 'fewer clients than the quorum replied')}")
     return lines
 
 

@@ -10,7 +10,7 @@ from functools import reduce
 from fedstill.bundle import Bundle
 from fedstill.data.shard import Shard
 from fedstill.errors import InputError
-from fedstill.rounds import Engine, Failure, Reply, Site, Trained
+from fedstill.rounds import Engine, Failure, Reply, Site, Trained, first_answers
 from fedstill.scores import MOST, OWN_TEST, Scores, score
 
 __all__ = ["ClientScore", "ClientScores", "Tally", "has_own_images", "score_clients", "score_models", "scoring_message"]
@@ -109,7 +109,8 @@ def score_clients(engine: Engine, number: int, state: Bundle, clients: Iterable[
     received = 0
     found: dict[str, ClientScore] = {}
     failures: dict[str, Failure] = {}
-    for answer in engine.work(number, outbox, "score"):
+    spare: list[Failure] = []
+    for answer in first_answers(outbox.keys(), engine.work(number, outbox, "score"), spare):
         if isinstance(answer, Failure):
             failures[answer.client] = answer
             continue
@@ -124,7 +125,7 @@ def score_clients(engine: Engine, number: int, state: Bundle, clients: Iterable[
     return ClientScores(
         clients=dict(sorted(found.items())),
         nbytes=received + len(outbox) * message.nbytes,
-        failures=tuple(failures[client] for client in sorted(failures)),
+        failures=(*(failures[client] for client in sorted(failures)), *spare),
     )
 
 
@@ -136,8 +137,8 @@ def _read(reply: Reply, classes: int) -> ClientScore:
     """
     numbers, own = reply.bundle.numbers, reply.bundle.groups.get(OWN_TEST)
     hits, images = (numbers.get(f"validation_{what}", 0) for what in ("correct", "examples"))
-    # a number that is not finite is not whole, and so compares as it should
-    if not (0 <= hits <= images <= MOST and float(hits).is_integer() and float(images).is_integer()):
+    counts = Bundle(numbers={"correct": hits, "examples": images}).finite() and 0 <= hits <= images <= MOST
+    if not (counts and float(hits).is_integer() and float(images).is_integer()):
         raise InputError(f"its validation counts are no counts: {hits} of {images}")
     return ClientScore(int(hits), int(images), None if own is None else Scores.read(own, classes=classes))
 

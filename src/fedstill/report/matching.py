@@ -235,7 +235,8 @@ def failures(runs: Sequence[Run], labels: Mapping[int, str]) -> Section:
         for row in run.rows:
             told = [*row.failures]
             if not row.aggregated:
-                told.append((words.DASH, "too few clients replied: the state is the one before"))
+                why = row.withheld or "too few clients replied"
+                told.append((words.DASH, f"{why}: the state is the one before"))
             rows += [
                 (cells.word(labels[id(run)]), cells.count(row.number), cells.word(client), cells.word(reason))
                 for client, reason in told

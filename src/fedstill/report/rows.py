@@ -92,6 +92,7 @@ class Row:
         per_class: by model, the share of each class labelled correctly; None where the test set has none of the class.
         confusion: by model, counts: rows are true classes, columns what the model said.
         examples: number of test images.
+        withheld: why nothing came of the round's replies; empty where something did, or nothing is said.
         validation, test: unweighted mean over the clients' own validation and test images.
     """
 
@@ -111,6 +112,7 @@ class Row:
     cpu_seconds: float | None
     peak_memory: int | None
     aggregated: bool
+    withheld: str
     union: int | None
     theory: Theory | None
     clients: tuple[ClientRow, ...]
@@ -200,6 +202,7 @@ def _row(value: Any) -> Row | None:
         cpu_seconds=as_figure(table.get("cpu_seconds")),
         peak_memory=as_count(table.get("peak_memory")),
         aggregated=table.get("aggregated") is not False,
+        withheld=as_text(table.get("withheld")),
         union=as_count(table.get("union")),
         theory=_theory(as_table(table.get("theory"))),
         clients=tuple(

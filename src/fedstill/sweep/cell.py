@@ -69,7 +69,7 @@ class _Voice:
 
     def row(self, row: Mapping[str, Any], *, left: float) -> None:
         keys = ("round", "accuracy", "seconds", "validation", "failures", "aggregated", "peak_memory")
-        told = {key: row[key] for key in keys}
+        told = {key: row[key] for key in keys} | {key: row[key] for key in ("withheld",) if key in row}
         matchings = [{"client": each["client"], "matching": each.get("matching")} for each in row["clients"]]
         self.say("row", row={**told, "clients": matchings}, left=left)
 
