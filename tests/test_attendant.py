@@ -20,6 +20,7 @@ from fedstill.bundle import Bundle
 from fedstill.deployment.federation import Federation, agreed, code_named, form, identity, restored
 from fedstill.deployment.ledger import Ledger
 from fedstill.deployment.policy import Policy
+from fedstill.deployment.privacy import PrivacySettings
 from fedstill.deployment.site import ServerSettings, SiteData, SiteSettings
 from fedstill.errors import InputError
 from fedstill.experiment import Experiment
@@ -210,6 +211,19 @@ def test_a_clock_far_off_is_told(tmp_path: Path) -> None:
 def test_test_images_and_validation_images_are_scored_on(tmp_path: Path) -> None:
     data = SiteData(source="arrays", path=str(tmp_path / "images.npz"), classes=CLASSES, validation_fraction=0.0)
     assert Place(tmp_path, data=data).attendant.ready(call()) == Readiness(None, scored=False)
+
+
+def test_a_site_may_add_noise_to_what_leaves(tmp_path: Path) -> None:
+    place = Place(tmp_path, privacy=PrivacySettings(clip=0.1, noise=1e-9))
+    assert place.attendant.ready(call()) == Readiness(None, scored=False)
+    sent = inbox()
+    answer = place.attendant.work(call(), sent)
+    assert isinstance(answer, Bundle)
+    assert set(answer.numbers) == {"examples"}
+    moved = [(answer.groups["model"][name] - each).square().sum() for name, each in sent.groups["model"].items()]
+    assert float(sum(moved)) ** 0.5 == pytest.approx(0.1, rel=1e-3)
+    told = place.attendant.work(call(task="score"), sent)
+    assert told == "the site's privacy covers model weights alone, so it does not score"
 
 
 # --- messages -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fedstill.deployment.checks import Checked
     from fedstill.deployment.federation import Federation
     from fedstill.deployment.ledger import Direction, Entry, Ledger
+    from fedstill.deployment.privacy import PrivacySettings
     from fedstill.deployment.site import SiteSettings
 
 __all__ = ["app", "check", "init", "ledger"]
@@ -150,6 +151,8 @@ def _say(settings: SiteSettings, federation: Federation | None, found: Checked) 
     typer.echo(f"largest message, either way: {size_text(policy.largest)}")
     count = len(policy.experiments)
     typer.echo(f"experiments: {f'{count} by identity' if count else 'any'}")
+    if settings.privacy.clip is not None:
+        typer.echo(f"privacy: {_privacy(settings.privacy)}")
     if federation is not None and federation.identity is not None:
         typer.echo(f"identity of this experiment: {federation.identity}")
     for remark in found.remarks:
@@ -160,6 +163,16 @@ def _say(settings: SiteSettings, federation: Federation | None, found: Checked) 
         typer.echo(
             "no problem found" if federation else "no problem found; --experiment FILE compares with a federation"
         )
+
+
+def _privacy(settings: PrivacySettings) -> str:
+    from fedstill.deployment.privacy import epsilon
+
+    told = ", ".join(f"{epsilon(rounds, settings.noise, settings.delta):.3g} after {rounds}" for rounds in (1, 10, 100))
+    return (
+        f"changes of the model are cut to a norm of {settings.clip:g}, with noise of {settings.noise:g} times that; "
+        f"at delta = {settings.delta:g}, epsilon is {told} rounds"
+    )
 
 
 def _by_class(

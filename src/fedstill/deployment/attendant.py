@@ -18,11 +18,12 @@ from fedstill.deployment.federation import Federation, code_named, form, identit
 from fedstill.deployment.ledger import Direction, Entry, now, record
 from fedstill.deployment.messages import facts
 from fedstill.deployment.policy import against_reply, against_task
+from fedstill.deployment.privacy import privatised
 from fedstill.deployment.site import SiteSettings, as_site
-from fedstill.engines.client import Work, client_desk, done, memory_before
+from fedstill.engines.client import SCORE, Work, client_desk, done, memory_before
 from fedstill.engines.flower.calls import Call, Readiness
 from fedstill.engines.memory import Memory
-from fedstill.errors import FedstillError, InputError, RunError, printable
+from fedstill.errors import Diverged, FedstillError, InputError, RunError, printable
 from fedstill.evaluate.scoring import has_own_images
 from fedstill.files import private_folder
 from fedstill.generators import PRIORS
@@ -82,7 +83,8 @@ class SiteAttendant:
                     experiment=identity(call.settings),
                     sends=federation.sends,
                 )
-                scored = problem is None and has_own_images(self._prepare(call).site)
+                own = problem is None and has_own_images(self._prepare(call).site)
+                scored = own and not self._private  # scores are counts of images, which noise on a model does not cover
             except FedstillError as error:
                 self.note(f"not ready for '{printable(call.experiment)}': {error}")
                 problem, scored = _NOT_READY, False
@@ -127,6 +129,8 @@ class SiteAttendant:
 
     def _stranger(self, call: Call) -> str | None:
         """Why a message is not for this site."""
+        if call.task == SCORE and self._private:
+            return "the site's privacy covers model weights alone, so it does not score"
         if call.client != self.settings.name:
             return f"the site's key is that of '{printable(call.client)}' at the server, and the site has another name"
         return version_problem(call.version)
@@ -171,9 +175,15 @@ class SiteAttendant:
                 outcome = done(held.algorithm, call.task, Work(self.settings.name, held.site, inbox, before, desk))
             if isinstance(outcome.answer, Failure):
                 return outcome.answer.reason
+            answer = outcome.answer.bundle
+            if self._private:
+                answer = privatised(inbox, answer, self.settings.privacy)
             if outcome.memory is not None:
                 memory.write(self.settings.name, call.round, outcome.memory)
-            return outcome.answer.bundle
+            return answer
+        except Diverged as error:
+            self.note(str(error))
+            return "training diverged"
         except FedstillError as error:
             self.note(str(error))
         except Exception:
@@ -215,6 +225,10 @@ class SiteAttendant:
             threads=experiment.threads,
         )
         return self._held
+
+    @property
+    def _private(self) -> bool:
+        return self.settings.privacy.clip is not None
 
     def _priors(self) -> Mapping[str, str]:
         """By content, those that fedstill brings and those that the site has."""

@@ -17,6 +17,7 @@ from fedstill.data.sources import Loaded, load
 from fedstill.deployment.federation import Federation
 from fedstill.deployment.ledger import LEDGER
 from fedstill.deployment.policy import Policy
+from fedstill.deployment.privacy import PrivacySettings
 from fedstill.deployment.sizes import Size, size_text
 from fedstill.errors import InputError
 from fedstill.rounds import CLIENT_NAME, Site
@@ -162,6 +163,7 @@ class SiteSettings:
     server: ServerSettings = field(default_factory=ServerSettings)
     data: SiteData = field(default_factory=SiteData)
     policy: Policy = field(default_factory=Policy)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
 
     @classmethod
     def read(cls, path: str | Path) -> SiteSettings:
@@ -218,6 +220,8 @@ class SiteSettings:
         yield from ("", "[policy]")
         policy = asdict(self.policy) | {"largest": size_text(self.policy.largest)}
         yield from toml_table(policy, options(Policy))
+        yield from ("", "[privacy]")
+        yield from toml_table(asdict(self.privacy), options(PrivacySettings))
 
 
 def starter(name: str = "site") -> SiteSettings:
