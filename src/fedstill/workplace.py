@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from fedstill.conduct import EngineSettings
 from fedstill.engines.local import LocalEngine
 from fedstill.engines.memory import Memory
 from fedstill.errors import InputError
 from fedstill.evaluate.scoring import has_own_images
 from fedstill.experiment import Experiment, Parts
-from fedstill.rounds import Desk, Engine
+from fedstill.rounds import Algorithm, Desk, Engine, Site
 from fedstill.runtime import Processes, Spent
 
-__all__ = ["Here", "Venue", "Workplace"]
+__all__ = ["Here", "Venue", "Workplace", "workplace"]
 
 
 class Workplace(NamedTuple):
@@ -100,27 +101,55 @@ class Here:
         note: Callable[[str], None],
     ) -> Iterator[Workplace]:
         """See :class:`Venue`."""
-        settings, sites, algorithm = experiment.engine, parts.sites, parts.algorithm
-        scored = tuple(client for client, site in sites.items() if has_own_images(site))
-        if settings.kind == "flower":
-            from fedstill.engines.flower.simulation import simulated
+        with workplace(
+            experiment.engine, parts.algorithm, parts.sites, desk, memory, threads=experiment.threads
+        ) as there:
+            yield there
 
-            with simulated(
-                algorithm,
-                sites,
-                desk,
-                memory,
-                threads=experiment.threads,
-                workers=settings.workers,
-                cpus=settings.cpus,
-                gpus=settings.gpus,
-                address=settings.address,
-                timeout=settings.timeout,
-            ) as there:
-                yield Workplace(there.engine, replace(desk, map=there.map), there.spent, scored)
-            return
-        spent = Spent()
-        if settings.workers > 1:
-            processes = Processes(settings.workers, experiment.threads)
-            desk, spent = replace(desk, map=processes), processes.spent
-        yield Workplace(LocalEngine(algorithm, sites, desk, memory), desk, spent, scored)
+
+@contextmanager
+def workplace(
+    settings: EngineSettings,
+    algorithm: Algorithm,
+    sites: Mapping[str, Site],
+    desk: Desk,
+    memory: Memory,
+    *,
+    threads: int,
+) -> Iterator[Workplace]:
+    """The engine for clients whose data are on this machine.
+
+    Args:
+        settings: which, and how many processes.
+        algorithm: whose work the clients do.
+        sites: data by client.
+        desk: the run's, that spreads nothing yet.
+        memory: what clients remember between rounds.
+        threads: compute threads of a piece of work.
+
+    Raises:
+        InputError, MissingExtra, RunError: as :meth:`Venue.open`.
+    """
+    scored = tuple(client for client, site in sites.items() if has_own_images(site))
+    if settings.kind == "flower":
+        from fedstill.engines.flower.simulation import simulated
+
+        with simulated(
+            algorithm,
+            sites,
+            desk,
+            memory,
+            threads=threads,
+            workers=settings.workers,
+            cpus=settings.cpus,
+            gpus=settings.gpus,
+            address=settings.address,
+            timeout=settings.timeout,
+        ) as there:
+            yield Workplace(there.engine, replace(desk, map=there.map), there.spent, scored)
+        return
+    spent = Spent()
+    if settings.workers > 1:
+        processes = Processes(settings.workers, threads)
+        desk, spent = replace(desk, map=processes), processes.spent
+    yield Workplace(LocalEngine(algorithm, sites, desk, memory), desk, spent, scored)
