@@ -29,6 +29,7 @@ def test_sites_give_what_clients_in_process_give(tmp_path: Path) -> None:
             for path in (tmp_path / "simulated" / kept).rglob("*"):
                 if path.is_file():
                     assert (fed.out / path.relative_to(tmp_path / "simulated")).read_bytes() == path.read_bytes(), path
+        assert "real sites, which alone know what they hold: c00, c01" in (fed.out / "report.html").read_text()
         tasks = [(line["round"], line["task"], line["direction"], line["refused"]) for line in fed.ledger("c00")]
         of_round = [(task, way) for task in ("local", "score") for way in ("in", "out")]
         assert tasks == [

@@ -128,6 +128,10 @@ def _by_round(lines: Sequence[Series]) -> Lines:
     )
 
 
+_WALL = "Wall time of clients, server and evaluation on the machine that simulated them all."
+_WALL_OF_SITES = "Wall time at the server; real sites work side by side, and the way to them and back is part of it."
+
+
 def _by_cost(lines: Sequence[Series]) -> list[Lines]:
     pooled = list({each.group.label: None for each in lines if each.group.pooled})
     federated = [each for each in lines if not each.group.pooled]
@@ -144,7 +148,7 @@ def _by_cost(lines: Sequence[Series]) -> list[Lines]:
         _cumulative(
             "accuracy-by-seconds",
             "By time",
-            "Wall time of clients, server and evaluation on the machine that simulated them all.",
+            _WALL_OF_SITES if any(run.sites for each in lines for run in each.group.runs) else _WALL,
             lines,
             {each.group.label: each.group.spent() for each in lines},
             Axis("wall time, cumulative", "seconds"),

@@ -106,6 +106,8 @@ def _options(table: Any, first: str) -> str:
 
 
 def _partition(run: Run) -> str:
+    if run.sites:
+        return f"real sites, which alone know what they hold: {', '.join(run.sites)}"
     table = run.settings.get("partition")
     if not isinstance(table, Mapping):
         return run.holding.kind if run.holding is not None else ""

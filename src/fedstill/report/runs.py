@@ -90,6 +90,13 @@ class Run:
         return as_count(self.settings.get("seed"))
 
     @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the real sites that took part; empty where clients were simulated."""
+        if as_table(self.settings.get("engine")).get("kind") != "sites":
+            return ()
+        return tuple(dict.fromkeys(each.client for row in self.rows for each in row.clients))
+
+    @property
     def wall_seconds(self) -> float | None:
         """Over all rounds; None where one of them is missing or does not tell."""
         known = [row.wall for row in self.rows if row.wall is not None]
@@ -140,7 +147,8 @@ def read_run(folder: Path) -> Run:
     missing: list[str] = []
     experiment = read_toml(folder / "experiment.toml", missing, lost="settings and versions are not known")
     rows = read_rows(folder / "metrics.jsonl", missing)
-    holding = _read_holding(folder / "partition.json", missing)
+    served = as_table(experiment.get("engine")).get("kind") == "sites"
+    holding = _read_holding(folder / "partition.json", missing, known=not served)
     path = folder / "summary.json"
     # it is first written after round 1: where there is no round, that says it all
     summary = read_json(path, missing) if rows or path.exists() else None
@@ -166,7 +174,8 @@ def _settings(experiment: Table) -> Table:
     return settings
 
 
-def _read_holding(path: Path, missing: list[str]) -> Holding | None:
+def _read_holding(path: Path, missing: list[str], *, known: bool) -> Holding | None:
+    """``known``: whether the run could know who holds what, which of real sites the sites alone do."""
     table = read_json(path, missing)
     if table is None:
         return None
@@ -176,7 +185,7 @@ def _read_holding(path: Path, missing: list[str]) -> Holding | None:
     }
     width = max(map(len, counts.values()), default=0)
     names = [str(name) for name in as_list(table.get("classes"))]
-    if not counts:
+    if known and not counts:
         missing.append("partition.json holds no class histogram: who held what is not known")
     return Holding(
         kind=as_text(table.get("kind")),
