@@ -37,8 +37,8 @@ def test_sites_give_what_clients_in_process_give(tmp_path: Path) -> None:
             (0, "ready", "out", None),
             *((number, task, way, None) for number in (1, 2) for task, way in of_round),
         ]
-        for site in sites:
-            site.send(signal.SIGINT)
+        for site, number in zip(sites, (signal.SIGINT, signal.SIGTERM), strict=True):
+            site.send(number)
             assert "Traceback" not in site.ended(130)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "Processes",
     "Spent",
     "describe",
+    "heed_termination",
     "in_worker",
     "interrupts",
     "leave",
@@ -119,6 +120,11 @@ def interrupts() -> Iterator[Callable[[], None]]:
         yield check
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def heed_termination() -> None:
+    """SIGTERM, by which services are ended, is answered as Ctrl-C is: whoever is connected says goodbye."""
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
 
 
 def leave(code: int) -> NoReturn:

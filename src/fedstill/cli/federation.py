@@ -58,8 +58,10 @@ def server(
     from fedstill.errors import InputError
     from fedstill.experiment import Experiment
     from fedstill.folder import EXPERIMENT
+    from fedstill.runtime import heed_termination
 
     look_here()
+    heed_termination()
     if resume and overwrite:
         raise InputError("--resume goes on with what --overwrite removes: give one of them")
     host, port = _address(listen)
@@ -95,7 +97,6 @@ def client(
             min=0, help="Seconds without a connection after which to give up.", show_default="never: it tries again"
         ),
     ] = None,
-    quiet: Quiet = False,
 ) -> None:
     """Take part in a federation as the site that FILE describes, until interrupted."""
     from fedstill.deployment.checks import place_problems
@@ -107,8 +108,7 @@ def client(
     look_here()
 
     def say(text: str) -> None:
-        if not quiet:
-            typer.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", err=True)
+        typer.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", err=True)
 
     settings = SiteSettings.read(file)
     for key in ("address", "key"):
@@ -127,13 +127,14 @@ def _attend(settings: SiteSettings, say: Callable[[str], None], patience: float 
     from fedstill.deployment.attendant import SiteAttendant
     from fedstill.engines.flower.calls import answering
     from fedstill.engines.flower.node import Door, private_key, serve
-    from fedstill.runtime import prepare
+    from fedstill.runtime import heed_termination, prepare
 
     address, authority, key = settings.server.address, settings.server.authority, settings.server.key
     assert address is not None
     assert key is not None
     door = Door(address, None if authority is None else Path(authority), private_key(Path(key)))
     prepare()
+    heed_termination()
     serve(
         door,
         answering(SiteAttendant(settings, say)),
