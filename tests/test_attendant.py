@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ import tiny
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.bundle import Bundle
 from fedstill.deployment.federation import Federation, agreed, code_named, form, identity, restored
-from fedstill.deployment.ledger import Ledger
+from fedstill.deployment.ledger import Ledger, totals
 from fedstill.deployment.policy import Policy
 from fedstill.deployment.privacy import PrivacySettings
 from fedstill.deployment.site import ServerSettings, SiteData, SiteSettings
 from fedstill.errors import InputError
 from fedstill.experiment import Experiment
-from fedstill.rounds import Desk, Site, World
+from fedstill.rounds import Desk, Failure, Reply, Site, World
 
 pytest.importorskip("flwr")
 
@@ -34,6 +34,7 @@ from fedstill.deployment.attendant import MEMORIES, RUNS, SiteAttendant
 from fedstill.engines.flower.calls import READY, Call, Readiness, answering, question, run_facts
 from fedstill.engines.flower.post import CONTROL, WORK
 from fedstill.engines.flower.records import from_records, to_records
+from fedstill.engines.flower.secure import SecureEngine
 
 CLASSES = ("a", "b")
 RUN = "0" * 32
@@ -266,6 +267,72 @@ def test_an_unknown_kind_of_message_is_refused(tmp_path: Path) -> None:
     content = question(run_facts(RUN, "tiny", agreed(experiment())), "north")
     told = answering(Place(tmp_path).attendant)("train.evil\x1b", content).config_records[CONTROL]["failure"]
     assert told == "the site knows no message 'train.evil?'"
+
+
+# --- secure sums --------------------------------------------------------------------------------------------------------
+
+
+class Attendants:
+    """An engine of attendants: everything but the network."""
+
+    def __init__(self, places: Mapping[str, Place], asked: Experiment) -> None:
+        self.answers = {name: answering(place.attendant) for name, place in places.items()}
+        self.facts = run_facts(RUN, "tiny", agreed(asked), secure=True)
+
+    def clients(self) -> Sequence[str]:
+        return list(self.answers)
+
+    def work(self, number: int, outbox: Mapping[str, Bundle], task: str) -> Iterator[Reply | Failure]:
+        for site in outbox:
+            content = to_records(outbox[site])
+            content[CONTROL] = ConfigRecord({**self.facts, "round": number, "task": task, "client": site})
+            found = self.answers[site](WORK, content)
+            told = found.config_records[CONTROL].get("failure")
+            yield Reply(site, from_records(found)) if told is None else Failure(site, str(told))
+
+
+def test_sites_that_send_their_models_in_a_sum_alone(tmp_path: Path) -> None:
+    asked = experiment()
+    names = ("north", "south", "west")
+    plain, summing = (
+        {name: Place(folder(tmp_path / kind / name), name=name, policy=policy) for name in names}
+        for kind, policy in (("plain", Policy()), ("summing", Policy(secure=True)))
+    )
+    models = {name: place.attendant.work(call(asked, client=name), inbox(asked)) for name, place in plain.items()}
+    engine = SecureEngine(Attendants(summing, asked), RUN, 1.0)
+    (reply,) = engine.work(1, dict.fromkeys(names, inbox(asked)), "local")
+    assert isinstance(reply, Reply)
+    assert reply.of == names
+    for name, tensor in reply.bundle.groups["model"].items():
+        each = [found.groups["model"][name].double() for found in models.values() if isinstance(found, Bundle)]
+        assert (tensor.double() - sum(each) / 3).abs().max() < 1e-6
+    for place in summing.values():
+        tasks = ("keys", "shares", "masked", "unmask")
+        assert place.ledger == [(task, way, None) for task in tasks for way in ("in", "out")]
+        sent = totals(Ledger.open(place.settings.ledger).entries, "out")
+        assert set(sent) == {"keys", "model weights"}
+        assert sent["model weights"].names == ("model:masked",)
+        # and nothing else of the model's
+        assert place.attendant.ready(call(asked, client=place.settings.name, secure=True)) == Readiness(
+            None, scored=True
+        )
+        told = "the site sends its model in a sum alone: the experiment needs engine.secure = true"
+        assert place.attendant.ready(call(asked, client=place.settings.name)).reason == told
+        assert place.attendant.work(call(asked, client=place.settings.name), inbox(asked)) == told
+        scores = place.attendant.work(call(asked, client=place.settings.name, task="score"), inbox(asked))
+        assert isinstance(scores, Bundle)
+
+
+def test_a_policy_without_keys_takes_no_part_in_sums(tmp_path: Path) -> None:
+    place = Place(tmp_path, policy=Policy(allow=("model weights", "numbers")))
+    assert place.attendant.ready(call(secure=True)).reason == "the site's policy lets no keys leave"
+    assert place.attendant.work(call(task="keys"), Bundle()) == "the site's policy lets no keys leave"
+    assert place.attendant.ready(call()) == Readiness(None, scored=True)
+
+
+def folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
 
 
 # --- settings -----------------------------------------------------------------------------------------------------------

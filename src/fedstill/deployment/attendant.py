@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedstill.bundle import Bundle
@@ -17,10 +17,11 @@ from fedstill.deployment.checks import clock_problem, load_and_check, version_pr
 from fedstill.deployment.federation import Federation, code_named, form, identity, restored
 from fedstill.deployment.ledger import Direction, Entry, now, record
 from fedstill.deployment.messages import facts
-from fedstill.deployment.policy import against_reply, against_task
+from fedstill.deployment.policy import SUM_SENDS, against_reply, against_task
 from fedstill.deployment.privacy import privatised
 from fedstill.deployment.site import SiteSettings, as_site
-from fedstill.engines.client import SCORE, Work, client_desk, done, memory_before
+from fedstill.deployment.summing import Summing
+from fedstill.engines.client import LOCAL, MASKED, SCORE, SUM, Work, client_desk, done, memory_before
 from fedstill.engines.flower.calls import Call, Readiness
 from fedstill.engines.memory import Memory
 from fedstill.errors import Diverged, FedstillError, InputError, RunError, printable
@@ -68,6 +69,10 @@ class SiteAttendant:
     settings: SiteSettings
     note: Callable[[str], None]
     _held: _Prepared | None = field(default=None, init=False, repr=False)
+    _summing: Summing = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._summing = Summing(self.settings.name)
 
     def ready(self, call: Call) -> Readiness:
         """Whether the site can take part in the run; it reads its images for that."""
@@ -79,9 +84,9 @@ class SiteAttendant:
                 problem = against_task(
                     self.settings.policy,
                     facts(empty),
-                    "local",
+                    MASKED if call.secure else LOCAL,
                     experiment=identity(call.settings),
-                    sends=federation.sends,
+                    sends={word for words in SUM_SENDS.values() for word in words} if call.secure else federation.sends,
                 )
                 own = problem is None and has_own_images(self._prepare(call).site)
                 scored = own and not self._private  # scores are counts of images, which noise on a model does not cover
@@ -109,7 +114,7 @@ class SiteAttendant:
             refused = self._stranger(call) or self._against(call, inbox)
             self._write(call, inbox, "in", refused)
             if refused is None:
-                outcome = self._work(call, inbox)
+                outcome = self._summed(call, inbox) if call.task in SUM else self._work(call, inbox)
                 refused = outcome if isinstance(outcome, str) else against_reply(self.settings.policy, facts(outcome))
                 self._write(call, Bundle() if isinstance(outcome, str) else outcome, "out", refused)
                 if not isinstance(outcome, str) and refused is None:
@@ -145,7 +150,11 @@ class SiteAttendant:
             self.note(str(error))
             return "the run's settings cannot be read"
         return against_task(
-            self.settings.policy, facts(inbox), call.task, experiment=identity(call.settings), sends=sends
+            self.settings.policy,
+            facts(inbox),
+            call.task,
+            experiment=identity(call.settings),
+            sends=SUM_SENDS.get(call.task, sends),
         )
 
     def _told(self, call: Call) -> Federation:
@@ -156,6 +165,13 @@ class SiteAttendant:
                 f"({identity(call.settings)}) in policy.experiments if the site is to run what is installed under that name"
             )
         return Federation.of(restored(call.settings, self._priors()))
+
+    def _summed(self, call: Call, inbox: Bundle) -> Bundle | str:
+        """The site's part in a secure sum; its work is that of ``local``, to the bit."""
+        folder = Path(self.settings.folder) / RUNS / call.run
+        return self._summing.answer(
+            call, inbox, folder, lambda call, inbox: self._work(replace(call, task=LOCAL), inbox)
+        )
 
     def _work(self, call: Call, inbox: Bundle) -> Bundle | str:
         """The task's answer, or what the server is told of its failure. Memory is kept after success alone."""

@@ -16,10 +16,12 @@ from typing import Any, Literal
 from fedstill.algorithms import ALGORITHMS
 from fedstill.data.shard import Normalisation
 from fedstill.deployment.policy import NUMBERS, word_of
+from fedstill.engines.client import LEAST
 from fedstill.errors import InputError
 from fedstill.experiment import Experiment, by_content
+from fedstill.method import Method
 
-__all__ = ["Federation", "agreed", "code_named", "form", "identity", "restored"]
+__all__ = ["Federation", "agreed", "check_summable", "code_named", "form", "identity", "restored"]
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _CONTENT = re.compile(r"[0-9a-f]{64}")
@@ -159,6 +161,29 @@ def form(experiment: Experiment) -> tuple[int, tuple[int, int], Normalisation]:
         raise InputError(f"data.mean and data.std: give {data.channels} numbers each, one a channel")
     size = (data.size, data.size) if isinstance(data.size, int) else data.size
     return data.channels, size, Normalisation(data.mean, data.std)
+
+
+def check_summable(method: Method, asked: int) -> None:
+    """That a sum of models is all that the server needs, and that it would hide each of them.
+
+    Raises:
+        InputError: it needs more, or too few sites are asked.
+    """
+    entry = ALGORITHMS.get(method.name)
+    why = "fedstill does not know whether its server can do with a sum" if entry is None else entry.alone
+    if why:
+        raise InputError(f"engine.secure = true: '{method.name}' does not go with secure aggregation, for {why}")
+    rule = getattr(method.options, "rule", "mean")
+    if rule != "mean":
+        raise InputError(
+            f"algorithm.rule = '{rule}': it compares clients' models one by one, which engine.secure = true hides; "
+            "use rule = 'mean', or set engine.secure to false"
+        )
+    if asked < LEAST:
+        raise InputError(
+            f"engine.secure = true: {asked} sites are asked in a round, and a sum hides nothing of fewer than {LEAST}; "
+            "raise cohort, or set engine.secure to false"
+        )
 
 
 def _prior(key: str, content: str, priors: Mapping[str, str]) -> str:

@@ -17,12 +17,12 @@ import torch
 from fedstill.data.partition import Partition
 from fedstill.data.shard import Normalisation, Shard
 from fedstill.data.sources import Loaded, digest, load
-from fedstill.deployment.federation import Federation, agreed, form
+from fedstill.deployment.federation import Federation, agreed, check_summable, form
 from fedstill.engines.memory import Memory
 from fedstill.errors import InputError
 from fedstill.experiment import Experiment, Parts
 from fedstill.folder import FEDERATION
-from fedstill.rounds import CLIENT_NAME, Desk
+from fedstill.rounds import CLIENT_NAME, Desk, Engine, cohort_size
 from fedstill.runtime import Processes, Spent
 from fedstill.seeds import Seed
 from fedstill.sites import Uses
@@ -80,6 +80,8 @@ class Served:
     def parts(self, experiment: Experiment) -> Parts:
         """A run without training images: form and classes are stated, test images are the server's own where it has some."""
         Federation.of(experiment)
+        if experiment.engine.secure:
+            check_summable(experiment.algorithm, cohort_size(experiment.cohort, tuple(self.keys), experiment.quorum))
         channels, size, normalisation = form(experiment)
         if experiment.evaluate.gradients:
             raise InputError("evaluate.gradients = true: it needs all sites' images in one place; set it to false")
@@ -118,12 +120,13 @@ class Served:
         from fedstill.engines.flower.calls import run_facts
         from fedstill.engines.flower.gathering import gathered
         from fedstill.engines.flower.post import FlowerEngine
+        from fedstill.engines.flower.secure import SecureEngine
         from fedstill.engines.flower.superlink import Tls, public_key, superlink
 
         keys = {site: public_key(_read(path), str(path)) for site, path in self.keys.items()}
         _distinct(keys)
         run = (_kept(kept) if kept is not None else None) or secrets.token_hex(16)
-        facts = run_facts(run, experiment.name, agreed(experiment))
+        facts = run_facts(run, experiment.name, agreed(experiment), secure=experiment.engine.secure)
         tls = Tls(self.certificate, self.key)
         with superlink(keys, host=self.host, port=self.port, tls=tls) as hosted:
             note(f"listening on {self.host}:{hosted.port} for {len(keys)} sites")
@@ -137,7 +140,7 @@ class Served:
                 note=note,
             )
             spent = Spent()
-            engine = FlowerEngine(
+            engine: Engine = FlowerEngine(
                 hosted.grid,
                 hosted.nodes,
                 desk,
@@ -147,6 +150,8 @@ class Served:
                 timeout=experiment.engine.timeout,
                 pause=0.1,
             )
+            if experiment.engine.secure:
+                engine = SecureEngine(engine, run, experiment.engine.secure_range)
             if experiment.engine.workers > 1:
                 processes = Processes(experiment.engine.workers, experiment.threads)
                 desk, spent = replace(desk, map=processes), processes.spent

@@ -43,6 +43,7 @@ class Call:
         client: the site's name as the server knows it.
         round: 0 in the question whether the site is ready.
         task: what is asked for; ``ready`` in that question.
+        secure: whether models are to leave sites in a sum alone.
         time: of the server's clock, seconds since 1970; None where it is not said.
     """
 
@@ -54,6 +55,7 @@ class Call:
     round: int
     task: str
     time: float | None
+    secure: bool = False
 
     @classmethod
     def read(cls, content: RecordDict) -> Call:
@@ -71,7 +73,13 @@ class Call:
             raise InputError(f"the message does not say what it is: {error}") from error
         if not _RUN.fullmatch(text["run"]) or not 0 <= number < 10**9 or not isinstance(settings, dict):
             raise InputError("the message does not say of which run it is")
-        return cls(settings=settings, round=number, time=clock if isinstance(clock, float) else None, **text)
+        return cls(
+            settings=settings,
+            round=number,
+            time=clock if isinstance(clock, float) else None,
+            secure=about.get("secure") is True,
+            **text,
+        )
 
 
 @dataclass(frozen=True)
@@ -99,17 +107,18 @@ class Readiness:
         return cls(printable(about["reason"], 200) or None, about.get("scored") is True)
 
 
-def run_facts(run: str, experiment: str, settings: Mapping[str, Any]) -> dict[str, str]:
+def run_facts(run: str, experiment: str, settings: Mapping[str, Any], *, secure: bool = False) -> dict[str, str | bool]:
     """What every message of a run says, as :meth:`Call.read` reads it."""
     return {
         "run": run,
         "experiment": experiment,
         "settings": json.dumps(settings),
         "version": fedstill.__version__,
+        "secure": secure,
     }
 
 
-def question(facts: Mapping[str, str], client: str) -> RecordDict:
+def question(facts: Mapping[str, str | bool], client: str) -> RecordDict:
     """The content of :data:`READY`."""
     about: dict[str, Any] = {**facts, "client": client, "round": 0, "task": "ready", "time": time.time()}
     return RecordDict({CONTROL: ConfigRecord(about)})

@@ -17,7 +17,7 @@ __all__ = ["gathered"]
 
 def gathered(
     hosted: Hosted,
-    facts: Mapping[str, str],
+    facts: Mapping[str, str | bool],
     *,
     least: int,
     wait: float | None,

@@ -78,7 +78,7 @@ class FlowerEngine:
     desk: Desk
     memory: Memory | None
     spent: Spent
-    also: Mapping[str, str] = field(default_factory=dict)
+    also: Mapping[str, str | bool] = field(default_factory=dict)
     timeout: float | None = None
     at_once: int = AT_ONCE
     pause: float = 0.02
