@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import fedstill
 import tiny
@@ -199,7 +200,59 @@ def test_code_that_is_not_fedstills_is_refused_unless_the_experiment_is_named(tm
     assert place.attendant.work(call(own), inbox()) == "the run's settings cannot be read"
     assert identity(agreed(own)) in place.notes[0]
     assert code_named({"a": [{"b": "package.module:factory"}]}) == "package.module:factory"
-    assert code_named({"a": ["C:", "fedavg", 3, None, "a b:c"]}) is None
+    for hidden in ("this:a b", "os:system\n", ":x", "a b:c"):
+        assert code_named({"a": [3, None, {"b": hidden}]}) == hidden
+        assert code_named({hidden: 1}) == hidden
+    assert code_named({"data.classes": ["a:b"], "algorithm.name": "fedavg"}) is None
+
+
+@pytest.mark.parametrize("key", ["output.trackers", "engine.kind", "data.path", "data.source", "x"])
+def test_settings_that_do_not_concern_a_site_are_refused(key: str) -> None:
+    with pytest.raises(InputError, match=f"'{key}' is no setting that concerns a site"):
+        restored({**call().settings, key: "y"}, {})
+
+
+def test_nothing_that_a_message_trips_over_ends_the_site(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    answer = answering(place.attendant)
+    odd = {**run_facts(RUN, "tiny", {**agreed(experiment()), "model.name": ["."], "seed": "x"}), "client": "north"}
+    content = RecordDict({CONTROL: ConfigRecord({**odd, "round": 0, "task": "ready"})})
+    assert Readiness.read(answer(READY, content)).reason is not None
+    content = to_records(Bundle({"model": {"a": torch.zeros(2, dtype=torch.complex128)}}))
+    content[CONTROL] = ConfigRecord({**odd, **run_facts(RUN, "t", agreed(experiment())), "round": 1, "task": "local"})
+    assert "failure" in answer(WORK, content).config_records[CONTROL]
+    assert place.ledger[-1][2] is not None
+
+
+def test_noised_answers_have_an_end_over_all_runs(tmp_path: Path) -> None:
+    place = Place(tmp_path, privacy=PrivacySettings(clip=1.0, answers=2))
+    assert isinstance(place.attendant.work(call(), inbox()), Bundle)
+    assert isinstance(place.attendant.work(call(run="1" * 32), inbox()), Bundle)
+    told = "the site's work failed; its administrator can see why"
+    assert Place(tmp_path, privacy=PrivacySettings(clip=1.0, answers=2)).attendant.work(call(), inbox()) == told
+    (tmp_path / "kept" / "privacy.json").write_text("{")
+    assert place.attendant.work(call(), inbox()) == told
+
+
+def test_what_did_not_leave_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moon = experiment({"name": "moon", "epochs": 1})
+    place = Place(tmp_path)
+    monkeypatch.setattr("fedstill.deployment.attendant.against_reply", lambda *_: "it may not leave")
+    assert place.attendant.work(call(moon), inbox(moon)) == "it may not leave"
+    assert not (tmp_path / "kept" / RUNS / RUN / "memory").exists()
+
+
+def test_what_another_run_left_to_be_worked_on_is_removed(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    left = tmp_path / "kept" / RUNS / ("1" * 32) / "scratch" / "experts"
+    left.mkdir(parents=True)
+    own = tmp_path / "kept" / RUNS / RUN / "scratch"
+    own.mkdir(parents=True)
+    for folder in (tmp_path / "kept", own.parent):
+        folder.chmod(0o700)
+    assert isinstance(place.attendant.work(call(), inbox()), Bundle)
+    assert not left.parent.exists()
+    assert own.exists()
 
 
 def test_a_clock_far_off_is_told(tmp_path: Path) -> None:

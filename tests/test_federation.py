@@ -56,7 +56,7 @@ def test_who_is_not_known_is_refused_and_a_server_that_is_not_either(tmp_path: P
         server = fed.serve()
         until(lambda: "listening" in server.said, server)
         stranger = fed.attend("c00", "--patience", "3")
-        assert "has no place for this site" in stranger.ended(2)
+        assert "does not have this site's public key" in stranger.ended(2)
         # and a site is shown a certificate of another CA than it knows
         fed.change("c01", server__authority="../others/ca.crt")
         assert "has no certificate of the CA that this site trusts" in fed.attend("c01").ended(2)

@@ -168,10 +168,11 @@ def _say(settings: SiteSettings, federation: Federation | None, found: Checked) 
 def _privacy(settings: PrivacySettings) -> str:
     from fedstill.deployment.privacy import epsilon
 
-    told = ", ".join(f"{epsilon(rounds, settings.noise, settings.delta):.3g} after {rounds}" for rounds in (1, 10, 100))
+    counts = sorted({1, min(10, settings.answers), settings.answers})
+    told = ", ".join(f"{epsilon(count, settings.noise, settings.delta):.3g} after {count}" for count in counts)
     return (
         f"changes of the model are cut to a norm of {settings.clip:g}, with noise of {settings.noise:g} times that; "
-        f"at delta = {settings.delta:g}, epsilon is {told} rounds"
+        f"at delta = {settings.delta:g}, epsilon is {told} answers, and then no other leaves"
     )
 
 

@@ -11,14 +11,15 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from fedstill.bundle import Bundle
-from fedstill.deployment.checks import clock_problem, load_and_check, version_problem
+from fedstill.deployment.checks import clock_problem, load_and_check, place_problems, version_problem
 from fedstill.deployment.federation import Federation, code_named, form, identity, restored
 from fedstill.deployment.ledger import Direction, Entry, now, record
 from fedstill.deployment.messages import facts
 from fedstill.deployment.policy import SUM_SENDS, against_reply, against_task
-from fedstill.deployment.privacy import privatised
+from fedstill.deployment.privacy import SPENT, privatised, spend
 from fedstill.deployment.site import SiteSettings, as_site
 from fedstill.deployment.summing import Summing
 from fedstill.engines.client import LOCAL, MASKED, SCORE, SUM, Work, client_desk, done, memory_before
@@ -27,6 +28,7 @@ from fedstill.engines.memory import Memory
 from fedstill.errors import Diverged, FedstillError, InputError, RunError, printable
 from fedstill.evaluate.scoring import has_own_images
 from fedstill.files import private_folder
+from fedstill.folder import SCRATCH, remove
 from fedstill.generators import PRIORS
 from fedstill.generators.files import prior_hash
 from fedstill.rounds import Algorithm, Desk, Failure, Site
@@ -57,6 +59,14 @@ class _Prepared:
     threads: int
 
 
+class _New(NamedTuple):
+    """What a site is to remember of a round."""
+
+    memory: Memory
+    round: int
+    bundle: Bundle
+
+
 @dataclass
 class SiteAttendant:
     """See the module; an :class:`~fedstill.engines.flower.calls.Attendant`.
@@ -69,6 +79,7 @@ class SiteAttendant:
     settings: SiteSettings
     note: Callable[[str], None]
     _held: _Prepared | None = field(default=None, init=False, repr=False)
+    _new: _New | None = field(default=None, init=False, repr=False)
     _summing: Summing = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -109,6 +120,7 @@ class SiteAttendant:
 
     def work(self, call: Call, inbox: Bundle) -> Bundle | str:
         """The work done, its answer looked at and written down."""
+        self._new = None
         where = f"'{printable(call.experiment)}', round {call.round}, {printable(call.task)}"
         try:
             refused = self._stranger(call) or self._against(call, inbox)
@@ -118,6 +130,7 @@ class SiteAttendant:
                 refused = outcome if isinstance(outcome, str) else against_reply(self.settings.policy, facts(outcome))
                 self._write(call, Bundle() if isinstance(outcome, str) else outcome, "out", refused)
                 if not isinstance(outcome, str) and refused is None:
+                    self._remember()
                     self.note(f"{where}: done")
                     return outcome
         except FedstillError as error:
@@ -128,9 +141,18 @@ class SiteAttendant:
         assert refused is not None
         return refused
 
-    def unread(self, reason: str) -> None:
+    def unread(self, why: str, told: str) -> None:
         """See :class:`~fedstill.engines.flower.calls.Attendant`."""
-        self.note(f"a message was not read: {reason}")
+        self.note(f"a message was not read: {why}")
+        nothing = facts(Bundle())
+        try:
+            for way in ("in", "out"):
+                record(
+                    self.settings.ledger,
+                    Entry(time=now(), run="", round=0, task="unread", direction=way, facts=nothing, refused=told),
+                )
+        except FedstillError as error:
+            self.note(str(error))
 
     def _stranger(self, call: Call) -> str | None:
         """Why a message is not for this site."""
@@ -174,15 +196,16 @@ class SiteAttendant:
         )
 
     def _work(self, call: Call, inbox: Bundle) -> Bundle | str:
-        """The task's answer, or what the server is told of its failure. Memory is kept after success alone."""
+        """The task's answer, or what the server is told of its failure. What is to be remembered waits for its leaving."""
         try:
+            if problems := place_problems(self.settings):
+                raise RunError(problems[0])
             held = self._prepare(call)
-            folder = Path(self.settings.folder) / RUNS / call.run
-            private_folder(folder)
+            folder = self._place(call)
             memory = Memory(folder / "memory", kept=MEMORIES)
             before = _remembered(memory, self.settings.name, memory_before(call.round, call.task))
             desk = client_desk(
-                Desk(held.desk.seed, device=held.desk.device, scratch=folder / "scratch"),
+                Desk(held.desk.seed, device=held.desk.device, scratch=folder / SCRATCH),
                 call.round,
                 self.settings.name,
                 call.task,
@@ -194,12 +217,14 @@ class SiteAttendant:
             answer = outcome.answer.bundle
             if self._private:
                 answer = privatised(inbox, answer, self.settings.privacy)
+                spend(Path(self.settings.folder) / SPENT, self.settings.privacy.answers)
             if outcome.memory is not None:
-                memory.write(self.settings.name, call.round, outcome.memory)
+                self._new = _New(memory, call.round, outcome.memory)
             return answer
         except Diverged as error:
             self.note(str(error))
-            return "training diverged"
+            if not self._private:  # whether it did is a bit about the images, which noise does not cover
+                return "training diverged"
         except FedstillError as error:
             self.note(str(error))
         except Exception:
@@ -241,6 +266,22 @@ class SiteAttendant:
             threads=experiment.threads,
         )
         return self._held
+
+    def _remember(self) -> None:
+        """What came of the work is remembered once its answer may leave: an answer that does not is none to build on."""
+        if self._new is not None:
+            self._new.memory.write(self.settings.name, self._new.round, self._new.bundle)
+            self._new = None
+
+    def _place(self, call: Call) -> Path:
+        """The run's folder. What another run left to be worked on further, which can be gigabytes, is removed."""
+        runs = Path(self.settings.folder) / RUNS
+        folder = runs / call.run
+        private_folder(folder)
+        for other in runs.glob(f"*/{SCRATCH}"):
+            if other.parent != folder:
+                remove(other)
+        return folder
 
     @property
     def _private(self) -> bool:

@@ -23,7 +23,6 @@ from fedstill.method import Method
 
 __all__ = ["Federation", "agreed", "check_summable", "code_named", "form", "identity", "restored"]
 
-_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _CONTENT = re.compile(r"[0-9a-f]{64}")
 
 _SHARED = ("size", "channels", "fit", "classes", "mean", "std")
@@ -83,6 +82,12 @@ class Federation:
         )
 
 
+_HEADS = frozenset(
+    ("seed", "cohort", "quorum", "threads", "farthest", "start", "data", "model", "algorithm", "virtual")
+)
+"""What :func:`agreed` tells of."""
+
+
 def agreed(experiment: Experiment) -> dict[str, Any]:
     """All settings that decide what is done at a site, by dotted key, as plain JSON values: what a server sends, and what
     :func:`identity` is taken of. Files (a network to begin with, a prior) are told by their content.
@@ -119,6 +124,8 @@ def restored(settings: Mapping[str, Any], priors: Mapping[str, str]) -> Experime
     table: dict[str, Any] = {}
     for key, value in settings.items():
         head, _, rest = key.partition(".")
+        if head not in _HEADS or (head == "data" and rest not in _SHARED):
+            raise InputError(f"'{key}' is no setting that concerns a site")
         if value is None or head == "start":
             continue
         if head == "algorithm" and isinstance(value, str) and _CONTENT.fullmatch(value):
@@ -131,12 +138,15 @@ def restored(settings: Mapping[str, Any], priors: Mapping[str, str]) -> Experime
 
 
 def code_named(settings: Any) -> str | None:
-    """The first ``package.module:factory`` among ``settings``; None where there is none."""
+    """The first text among ``settings`` by which code could be meant that is not fedstill's: any with a colon, wherever it
+    stands, but for names of classes. None where there is none.
+    """
     if isinstance(settings, Mapping):
-        settings = list(settings.values())
+        kept = {key: value for key, value in settings.items() if key != "data.classes"}
+        settings = [*kept.keys(), *kept.values()]
     if isinstance(settings, list | tuple):
         return next((found for each in settings if (found := code_named(each)) is not None), None)
-    return settings if isinstance(settings, str) and _FACTORY.fullmatch(settings) else None
+    return settings if isinstance(settings, str) and ":" in settings else None
 
 
 def form(experiment: Experiment) -> tuple[int, tuple[int, int], Normalisation]:

@@ -63,6 +63,7 @@ class Served:
         keys: the file of its public key, by site. These are the run's clients.
         certificate, key: of the server, PEM files.
         host, port: to listen on; port 0 takes a free one.
+        largest: bytes that an answer of a site may take on its way.
         wait: seconds after which the run begins with the sites that are ready, if they are the quorum; None: all are waited for.
         pause: seconds between questions to a site that was not ready.
         command: options by which ``fedstill server`` comes to the same keys and address, for whoever goes on with the run.
@@ -73,6 +74,7 @@ class Served:
     key: Path
     host: str
     port: int
+    largest: int = 1_000_000_000
     wait: float | None = None
     pause: float = 10.0
     command: str = ""
@@ -128,7 +130,7 @@ class Served:
         run = (_kept(kept) if kept is not None else None) or secrets.token_hex(16)
         facts = run_facts(run, experiment.name, agreed(experiment), secure=experiment.engine.secure)
         tls = Tls(self.certificate, self.key)
-        with superlink(keys, host=self.host, port=self.port, tls=tls) as hosted:
+        with superlink(keys, host=self.host, port=self.port, tls=tls, largest=self.largest) as hosted:
             note(f"listening on {self.host}:{hosted.port} for {len(keys)} sites")
             there = gathered(
                 hosted,
@@ -147,6 +149,7 @@ class Served:
                 None,
                 spent,
                 also=facts,
+                online=hosted.online,
                 timeout=experiment.engine.timeout,
                 pause=0.1,
             )
@@ -166,6 +169,10 @@ def _test_images(experiment: Experiment, seed: Seed, nothing: Shard) -> Shard:
     data = experiment.data
     if data.test is None:
         return nothing
+    if data.source == "digits":
+        raise InputError(
+            f"data.test = '{data.test}': data.source = 'digits' reads no file; say what it is: folder, parquet or arrays"
+        )
     settings = replace(data, path=data.test, test=None, limit=data.test_limit, test_limit=None, corruptions=None)
     return load(settings, seed.at("data"), split=False).train
 

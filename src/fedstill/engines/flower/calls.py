@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -135,8 +136,8 @@ class Attendant(Protocol):
         """What the work made, or why there is nothing, as the server may know it."""
         ...
 
-    def unread(self, reason: str) -> None:
-        """A message came that could not be read."""
+    def unread(self, why: str, told: str) -> None:
+        """A message came that could not be read; ``told`` is what the server is told of it."""
         ...
 
 
@@ -145,25 +146,36 @@ def answering(attendant: Attendant) -> Callable[[str, RecordDict | None], Record
 
     def answer(kind: str, content: RecordDict | None) -> RecordDict:
         try:
-            if content is None:
-                raise InputError("it is larger than the site takes, or damaged")
-            call = Call.read(content)
-            if kind == READY:
-                return attendant.ready(call).to_records()
-            if kind != WORK:
-                raise InputError(f"the site knows no message '{printable(kind)}'")
-            inbox = from_records(content)
+            return _answer(attendant, kind, content)
         except InputError as error:
-            attendant.unread(str(error))
-            return _refusal(str(error))
-        done = attendant.work(call, inbox)
-        if isinstance(done, str):
-            return _refusal(done)
-        records = to_records(done)
-        records[CONTROL] = ConfigRecord({})
-        return records
+            why = told = str(error)
+        except Exception:
+            # what a stranger's message can trip over is not all known; it must not end the site's program
+            why, told = traceback.format_exc(), "the site cannot make anything of the message"
+        attendant.unread(why, told)
+        return _refusal(told)
 
     return answer
+
+
+def _answer(attendant: Attendant, kind: str, content: RecordDict | None) -> RecordDict:
+    """
+    Raises:
+        InputError: the message cannot be read.
+    """
+    if content is None:
+        raise InputError("it is larger than the site takes, or damaged")
+    call = Call.read(content)
+    if kind == READY:
+        return attendant.ready(call).to_records()
+    if kind != WORK:
+        raise InputError(f"the site knows no message '{printable(kind)}'")
+    done = attendant.work(call, from_records(content))
+    if isinstance(done, str):
+        return _refusal(done)
+    records = to_records(done)
+    records[CONTROL] = ConfigRecord({})
+    return records
 
 
 def _refusal(reason: str) -> RecordDict:
