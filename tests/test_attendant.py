@@ -376,6 +376,18 @@ def test_sites_that_send_their_models_in_a_sum_alone(tmp_path: Path) -> None:
         assert isinstance(scores, Bundle)
 
 
+def test_a_sites_own_noise_is_in_before_its_masks(tmp_path: Path) -> None:
+    asked = experiment()
+    names = ("north", "south", "west")
+    privacy = PrivacySettings(clip=1e-7)  # of a change that short nothing is left in a mean
+    places = {name: Place(folder(tmp_path / name), name=name, privacy=privacy) for name in names}
+    engine = SecureEngine(Attendants(places, asked), RUN, 1.0)
+    (reply,) = engine.work(1, dict.fromkeys(names, inbox(asked)), "local")
+    assert isinstance(reply, Reply)
+    for name, tensor in inbox(asked).groups["model"].items():
+        assert (reply.bundle.groups["model"][name] - tensor).abs().max() < 1e-5
+
+
 def test_a_policy_without_keys_takes_no_part_in_sums(tmp_path: Path) -> None:
     place = Place(tmp_path, policy=Policy(allow=("model weights", "numbers")))
     assert place.attendant.ready(call(secure=True)).reason == "the site's policy lets no keys leave"

@@ -123,6 +123,7 @@ def _facts(settings: SiteSettings, federation: Federation | None, found: Checked
         **asdict(found),
         "allow": list(settings.policy.allow),
         "largest": settings.policy.largest,
+        "secure": settings.policy.secure,
         "experiments": list(settings.policy.experiments),
         "experiment": None if federation is None else federation.identity,
     }
@@ -149,6 +150,8 @@ def _say(settings: SiteSettings, federation: Federation | None, found: Checked) 
         f"may not leave: {', '.join(word for word in WORDS if word not in policy.allow) or 'nothing is kept back'}"
     )
     typer.echo(f"largest message, either way: {size_text(policy.largest)}")
+    if policy.secure:
+        typer.echo("model weights: in a sum of several sites' alone")
     count = len(policy.experiments)
     typer.echo(f"experiments: {f'{count} by identity' if count else 'any'}")
     if settings.privacy.clip is not None:
