@@ -410,6 +410,14 @@ def test_settings_come_back_as_the_experiment_that_they_tell_of() -> None:
     assert Federation.of(restored(told, {})).identity == identity(told)
 
 
+@pytest.mark.parametrize(
+    "method", [tiny.ONESHOT | {"privacy_epsilon": 8.0, "start": "noise"}, {"name": "feddm", "noise_multiplier": 1.0}]
+)
+def test_noise_that_the_server_could_take_off_is_refused(method: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="its noise comes from the run's seed, which a federation's server knows"):
+        Federation.of(experiment(method))
+
+
 def test_a_prior_is_found_by_its_content() -> None:
     asked = experiment(tiny.FEDDGM | {"generator": "digits", "space": 0})
     told = agreed(asked)
