@@ -304,7 +304,9 @@ def test_sites_are_asked_until_they_are_ready() -> None:
 def test_when_time_is_up_the_quorum_begins_or_nobody() -> None:
     found, _ = gather(Script({"north": [], "south": [Readiness(None)]}), wait=0.05)
     assert list(found) == ["south"]
-    with pytest.raises(RunError, match=r"1 of 2 sites are ready after 0.05 s, and the quorum is 2"):
+    with pytest.raises(
+        RunError, match=r"1 of 2 sites are ready after 0.05 s, and the quorum is 2: not ready is 'north'"
+    ):
         gather(Script({"north": [], "south": [Readiness(None)]}), wait=0.05, least=2)
 
 

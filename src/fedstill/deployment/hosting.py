@@ -19,7 +19,7 @@ from fedstill.data.shard import Normalisation, Shard
 from fedstill.data.sources import Loaded, digest, load
 from fedstill.deployment.federation import Federation, agreed, check_summable, form
 from fedstill.engines.memory import Memory
-from fedstill.errors import InputError
+from fedstill.errors import InputError, listed
 from fedstill.experiment import Experiment, Parts
 from fedstill.folder import FEDERATION
 from fedstill.rounds import CLIENT_NAME, Desk, Engine, cohort_size
@@ -131,7 +131,7 @@ class Served:
         facts = run_facts(run, experiment.name, agreed(experiment), secure=experiment.engine.secure)
         tls = Tls(self.certificate, self.key)
         with superlink(keys, host=self.host, port=self.port, tls=tls, largest=self.largest) as hosted:
-            note(f"listening on {self.host}:{hosted.port} for {len(keys)} sites")
+            note(f"listening on {self.host}:{hosted.port} for {listed(list(keys))}")
             there = gathered(
                 hosted,
                 facts,

@@ -11,7 +11,7 @@ from flwr.app import Message
 from fedstill.engines.flower.calls import READY, Readiness, question
 from fedstill.engines.flower.post import Pulling, push
 from fedstill.engines.flower.superlink import Hosted
-from fedstill.errors import RunError
+from fedstill.errors import RunError, listed
 
 __all__ = ["gathered"]
 
@@ -76,8 +76,10 @@ def gathered(
         if now > until:
             if len(ready) >= least:
                 break
+            missing = listed([site for site in hosted.nodes if site not in ready])
             raise RunError(
-                f"{len(ready)} of {len(hosted.nodes)} sites are ready after {wait:g} s, and the quorum is {least}"
+                f"{len(ready)} of {len(hosted.nodes)} sites are ready after {wait:g} s, and the quorum is {least}: "
+                f"not ready is {missing}"
             )
         time.sleep(pause)
     return {site: ready[site] for site in hosted.nodes if site in ready}
