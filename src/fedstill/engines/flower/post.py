@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -205,19 +206,19 @@ class Pulling:
         self._asked: set[str] = set()
         self._came: Queue[tuple[str, Message | None]] = Queue()
 
-    def __call__(self, identities: Iterable[str]) -> Iterator[tuple[str, Message | None]]:
+    def __call__(self, identities: Iterable[str]) -> list[tuple[str, Message | None]]:
         wanted = set(identities)
         new, self._asked = wanted - self._asked, wanted
         for identity in sorted(new):
             threading.Thread(target=self._wait_for, args=(identity,), daemon=True, name="pulling").start()
-        while True:
-            try:
+        found: list[tuple[str, Message | None]] = []
+        with suppress(Empty):
+            while True:
                 identity, message = self._came.get_nowait()
-            except Empty:
-                return
-            if identity in self._asked:
-                self._asked.discard(identity)
-                yield identity, message
+                if identity in self._asked:
+                    self._asked.discard(identity)
+                    found.append((identity, message))
+        return found
 
     def _wait_for(self, identity: str) -> None:
         while identity in self._asked:
