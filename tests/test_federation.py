@@ -67,7 +67,7 @@ def test_who_is_not_known_is_refused_and_a_server_that_is_not_either(tmp_path: P
 
 
 def test_a_site_that_is_killed_costs_its_part_of_the_round_and_comes_again(tmp_path: Path) -> None:
-    with federation(tmp_path / "fed", table(MOON, rounds=4, engine={"timeout": 12.0})) as fed:
+    with federation(tmp_path / "fed", table(MOON, rounds=8, engine={"timeout": 60.0})) as fed:
         steady, mortal = (fed.attend(name) for name in ("c00", "c01"))
         server = fed.serve()
         until(lambda: any(line["round"] == 1 for line in fed.ledger("c01")), server, steady, mortal)
@@ -79,7 +79,7 @@ def test_a_site_that_is_killed_costs_its_part_of_the_round_and_comes_again(tmp_p
         assert [failure["client"] for failure in rows[0]["failures"] if "no score" not in failure["reason"]] == ["c01"]
         assert next(each["client"] for each in rows[0]["clients"]) == "c00"
         assert rows[0]["aggregated"]
-        assert not rows[3]["failures"]
+        assert not rows[-1]["failures"]
         assert again.runs
 
 
@@ -101,7 +101,7 @@ def test_of_sites_whose_models_are_summed_one_is_killed_after_its_keys(tmp_path:
     asked = table(
         {**tiny.FEDAVG, "epochs": 15, "batch": 4},
         rounds=2,
-        engine={"secure": True, "timeout": 12.0},
+        engine={"secure": True, "timeout": 60.0},
         partition={"kind": "iid", "clients": 4, "validation": 0.1},
     )
     with federation(tmp_path / "fed", asked) as fed:
