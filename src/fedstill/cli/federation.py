@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedstill.cli.experiments import Device, Json, Quiet, Rounds, Workers, drive_and_say
+from fedstill.cli.experiments import Device, Json, Quiet, Rounds, Workers, drive_and_say, overrides_of
 from fedstill.cli.imports import look_here
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def server(
         raise InputError(f"--largest {largest}: write it as {error}") from error
     host, port = _address(listen, f"--listen {listen}")
     given = {"rounds": rounds, "engine.workers": workers, "engine.device": device, "engine.kind": KINDS}
-    overrides = [f"{key}={value}" for key, value in given.items() if value is not None]
-    experiment = Experiment.read(file, [*(settings or ()), *overrides])
+    experiment = Experiment.read(file, [*(settings or ()), *overrides_of(given)])
     venue = Served(
         keys=site_keys(keys / "sites"),
         certificate=keys / "server.pem",

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from fedstill.bundle import Bundle
 from fedstill.deployment.checks import clock_problem, load_and_check, place_problems, version_problem
 from fedstill.deployment.federation import Federation, code_named, form, identity, restored
 from fedstill.deployment.ledger import Direction, Entry, now, record
-from fedstill.deployment.messages import facts
+from fedstill.deployment.messages import Facts, facts
 from fedstill.deployment.policy import SUM_SENDS, against_reply, against_task
 from fedstill.deployment.privacy import SPENT, privatised, spend
 from fedstill.deployment.site import SiteSettings, as_site
@@ -52,7 +53,6 @@ class _Prepared:
     """What a run's work needs, made of its settings and the site's images once."""
 
     identity: str
-    federation: Federation
     algorithm: Algorithm
     site: Site
     desk: Desk
@@ -87,14 +87,14 @@ class SiteAttendant:
 
     def ready(self, call: Call) -> Readiness:
         """Whether the site can take part in the run; it reads its images for that."""
-        empty = Bundle()
+        empty = facts(Bundle())
         if (problem := self._stranger(call) or self._clock(call)) is None:
             try:
                 # the policy before the work: what could not leave is not even loaded
                 federation = self._told(call)
                 problem = against_task(
                     self.settings.policy,
-                    facts(empty),
+                    empty,
                     MASKED if call.secure else LOCAL,
                     experiment=identity(call.settings),
                     sends={word for words in SUM_SENDS.values() for word in words} if call.secure else federation.sends,
@@ -123,12 +123,14 @@ class SiteAttendant:
         self._new = None
         where = f"'{printable(call.experiment)}', round {call.round}, {printable(call.task)}"
         try:
-            refused = self._stranger(call) or self._against(call, inbox)
-            self._write(call, inbox, "in", refused)
+            arrived = facts(inbox)
+            refused = self._stranger(call) or self._against(call, arrived)
+            self._write(call, arrived, "in", refused)
             if refused is None:
                 outcome = self._summed(call, inbox) if call.task in SUM else self._work(call, inbox)
-                refused = outcome if isinstance(outcome, str) else against_reply(self.settings.policy, facts(outcome))
-                self._write(call, Bundle() if isinstance(outcome, str) else outcome, "out", refused)
+                leaving = facts(Bundle() if isinstance(outcome, str) else outcome)
+                refused = outcome if isinstance(outcome, str) else against_reply(self.settings.policy, leaving)
+                self._write(call, leaving, "out", refused)
                 if not isinstance(outcome, str) and refused is None:
                     self._remember()
                     self.note(f"{where}: done")
@@ -165,7 +167,7 @@ class SiteAttendant:
     def _clock(self, call: Call) -> str | None:
         return None if call.time is None else clock_problem(call.time, time.time())
 
-    def _against(self, call: Call, inbox: Bundle) -> str | None:
+    def _against(self, call: Call, arrived: Facts) -> str | None:
         try:
             sends = self._told(call).sends
         except InputError as error:
@@ -173,7 +175,7 @@ class SiteAttendant:
             return "the run's settings cannot be read"
         return against_task(
             self.settings.policy,
-            facts(inbox),
+            arrived,
             call.task,
             experiment=identity(call.settings),
             sends=SUM_SENDS.get(call.task, sends),
@@ -186,7 +188,7 @@ class SiteAttendant:
                 f"the experiment names '{printable(foreign)}', code that is not fedstill's: name the experiment "
                 f"({identity(call.settings)}) in policy.experiments if the site is to run what is installed under that name"
             )
-        return Federation.of(restored(call.settings, self._priors()))
+        return Federation.of(restored(call.settings, self._priors))
 
     def _summed(self, call: Call, inbox: Bundle) -> Bundle | str:
         """The site's part in a secure sum; its work is that of ``local``, to the bit."""
@@ -241,7 +243,7 @@ class SiteAttendant:
         if self._held is not None and self._held.identity == known:
             return self._held
         self._held = None  # the memory first
-        experiment = restored(call.settings, self._priors())
+        experiment = restored(call.settings, self._priors)
         federation = Federation.of(experiment)
         channels, size, normalisation = form(experiment)
         root = Seed.root(experiment.seed)
@@ -253,7 +255,6 @@ class SiteAttendant:
         world = experiment.world(federation.classes, normalisation, channels=channels, size=size)
         self._held = _Prepared(
             identity=known,
-            federation=federation,
             algorithm=experiment.algorithm.build(world, experiment.virtual),
             site=as_site(
                 self.settings,
@@ -287,18 +288,19 @@ class SiteAttendant:
     def _private(self) -> bool:
         return self.settings.privacy.clip is not None
 
+    @cached_property
     def _priors(self) -> Mapping[str, str]:
-        """By content, those that fedstill brings and those that the site has."""
+        """By content, read once: those that fedstill brings and those that the site has."""
         return {prior_hash(each): each for each in (*PRIORS, *self.settings.priors)}
 
-    def _write(self, call: Call, message: Bundle, way: Direction, refused: str | None) -> None:
+    def _write(self, call: Call, message: Facts, way: Direction, refused: str | None) -> None:
         entry = Entry(
             time=now(),
             run=call.experiment,
             round=call.round,
             task=call.task,
             direction=way,
-            facts=facts(message),
+            facts=message,
             refused=refused,
         )
         record(self.settings.ledger, entry)

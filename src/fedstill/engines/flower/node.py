@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -136,9 +137,8 @@ def serve(
     note: Callable[[str], None],
     patience: float | None = None,
     pause: float = 1.0,
-    stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Answer the server's messages until ``stop`` or an interrupt; where the connection is lost it is made again.
+) -> NoReturn:
+    """Answer the server's messages until an interrupt; where the connection is lost it is made again.
 
     Args:
         door: how the server is reached.
@@ -148,7 +148,6 @@ def serve(
         note: hears when the connection comes and goes.
         patience: seconds without a connection after which the site gives up; None: it never does.
         pause: seconds between looks for a message.
-        stop: asked between looks.
 
     Raises:
         InputError: the server is not one of the CA, or ``patience`` is over.
@@ -156,41 +155,27 @@ def serve(
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with _client(door) as client:
-        _serve(client, door, answer, largest=largest, note=note, patience=patience, pause=pause, stop=stop)
-
-
-def _serve(
-    client: FleetHttpClient,
-    door: Door,
-    answer: Answer,
-    *,
-    largest: int,
-    note: Callable[[str], None],
-    patience: float | None,
-    pause: float,
-    stop: Callable[[], bool],
-) -> None:
-    told, wait, since, known = "", pause, time.monotonic(), False
-    while not stop():
-        try:
-            with _signed_in(client, door) as node:
-                note(f"connected to {door.address}")
-                told, wait, known = "", pause, True
-                while not stop():
-                    since = time.monotonic()
-                    if not _answered(client, node, answer, largest):
-                        time.sleep(pause)
-        except _Lost as lost:
-            # at the first try a file is wrong; later somebody is on the way, or a certificate is a day late
-            if isinstance(lost, _Distrusted) and not known:
-                raise InputError(str(lost)) from lost
-            if str(lost) != told:
-                told = str(lost)
-                note(f"{told}; trying again")
-            if patience is not None and time.monotonic() - since > patience:
-                raise InputError(f"{told}, for {patience:g} s") from lost
-            time.sleep(wait)
-            wait = min(wait * 2, _LONGEST_WAIT)
+        told, wait, since, known = "", pause, time.monotonic(), False
+        while True:
+            try:
+                with _signed_in(client, door) as node:
+                    note(f"connected to {door.address}")
+                    told, wait, known = "", pause, True
+                    while True:
+                        since = time.monotonic()
+                        if not _answered(client, node, answer, largest):
+                            time.sleep(pause)
+            except _Lost as lost:
+                # at the first try a file is wrong; later somebody is on the way, or a certificate is a day late
+                if isinstance(lost, _Distrusted) and not known:
+                    raise InputError(str(lost)) from lost
+                if str(lost) != told:
+                    told = str(lost)
+                    note(f"{told}; trying again")
+                if patience is not None and time.monotonic() - since > patience:
+                    raise InputError(f"{told}, for {patience:g} s") from lost
+                time.sleep(wait)
+                wait = min(wait * 2, _LONGEST_WAIT)
 
 
 def _client(door: Door) -> FleetHttpClient:

@@ -5,7 +5,7 @@ program at the server and register a node. Here the network reaches the nodes' i
 served on loopback, behind a token; nodes are registered from the public keys that the server's administrator was given, and no
 program travels in either direction. docs/decisions/0007-sites-run-no-code-that-arrives.md says more.
 
-This module and node.py hold all that depends on how Flower is built inside; it changes every few releases.
+This module, gate.py and node.py hold all that depends on how Flower is built inside; it changes every few releases.
 """
 
 from __future__ import annotations
