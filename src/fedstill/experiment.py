@@ -26,7 +26,7 @@ from fedstill.models.architecture import Architecture
 from fedstill.models.choice import Choice, NetworkChoice
 from fedstill.rounds import CLIENT_NAME, FARTHEST, Algorithm, Desk, Site, World, check_replies, cohort_size
 from fedstill.seeds import Seed
-from fedstill.settings import options, override, read_toml, toml_table, validated
+from fedstill.settings import LATER, options, override, read_toml, toml_table, validated
 from fedstill.sites import Uses, build_sites, plan_uses
 from fedstill.warm import file_hash, started_from
 
@@ -316,10 +316,7 @@ def _by_content(key: str, value: Any) -> Any:
 
 _SCALARS = ("name", "seed", "rounds", "cohort", "quorum", "farthest", "threads", "start")
 
-LATER: Sequence[tuple[str, Any]] = (("farthest", FARTHEST), ("algorithm.rule", "mean"), ("algorithm.hostile", None))
-"""Settings that checkpoints and searches may be older than, and what they then were."""
-
-_UNTOLD = (("partition.test", 0.0), ("partition.parts", 1), *LATER)
+_UNTOLD = (("partition.test", 0.0), ("partition.parts", 1), *LATER.items())
 """What a checkpoint does not tell: it may be older than these settings."""
 
 

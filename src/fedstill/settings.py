@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -16,9 +17,13 @@ from pydantic.fields import FieldInfo
 
 from fedstill.errors import InputError, suggestion
 
-__all__ = ["Option", "differences", "options", "override", "parse", "read_toml", "toml_table", "validated"]
+__all__ = ["LATER", "Option", "differences", "options", "override", "parse", "read_toml", "toml_table", "validated"]
 
 T = TypeVar("T")
+
+LATER: Mapping[str, Any] = MappingProxyType({"farthest": 1e6, "algorithm.rule": "mean", "algorithm.hostile": None})
+"""Settings that files may be older than, by dotted key, and what they then were: a file that has one so and a file without it
+say the same."""
 
 
 class Option(NamedTuple):

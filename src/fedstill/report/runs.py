@@ -23,6 +23,7 @@ from fedstill.report.reading import (
     read_toml,
 )
 from fedstill.report.rows import Row, read_rows
+from fedstill.settings import LATER
 
 __all__ = ["UNFINISHED", "Holding", "Run", "read_run"]
 
@@ -167,10 +168,16 @@ def read_run(folder: Path) -> Run:
 
 
 def _settings(experiment: Table) -> Table:
-    """Without what runs that are older than whitening do not say, where a newer one has none: their settings are the same."""
+    """Without what older runs do not say, where a newer one has what they had: their settings are the same."""
     settings = {key: value for key, value in experiment.items() if key != "provenance"}
     if isinstance(data := settings.get("data"), Mapping) and data.get("zca") is False:
         settings["data"] = {key: value for key, value in data.items() if key not in ("zca", "zca_epsilon")}
+    for place, value in LATER.items():
+        table, _, name = place.rpartition(".")
+        owner = as_table(settings.get(table)) if table else settings
+        if name in owner and owner[name] == value:
+            less = {key: each for key, each in owner.items() if key != name}
+            settings = {**settings, table: less} if table else less
     return settings
 
 
