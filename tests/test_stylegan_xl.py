@@ -346,7 +346,7 @@ def test_a_description_survives_json() -> None:
         (0, {"out_rate": 1024}),
         (0, {"image": True}),
         (0, {"in_cutoff": math.nan}),
-        (0, {"in_cutoff": 9.0}),
+        (0, {"in_cutoff": 15.0}),
         (0, {"out_half_width": 1e300}),
         (0, {"kernel": 99}),
         (-1, {"image": False}),

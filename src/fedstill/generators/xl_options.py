@@ -59,7 +59,9 @@ class XLInput:
 
     def __post_init__(self) -> None:
         if 2 * self.bandwidth >= self.rate:
-            raise InputError(f"input features at a rate of {self.rate} hold waves below {self.rate / 2}: lower bandwidth")
+            raise InputError(
+                f"input features at a rate of {self.rate} hold waves below {self.rate / 2}: lower bandwidth"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
