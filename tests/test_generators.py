@@ -184,7 +184,10 @@ def with_head(content: bytes, change: Any) -> bytes:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda head: head.update(version=2), "upgrade fedstill"),
+        (lambda head: head.update(version=3), "upgrade fedstill"),
+        (lambda head: head.update(network="stylegan-xl"), "cannot build"),
+        (lambda head: head.update(network="other"), r"cannot build \(network: other\)"),
+        (lambda head: head.update(network=[]), "cannot build"),
         (lambda head: head.update(format="other"), "not a prior"),
         (lambda head: head.pop("card"), "not a prior"),
         (lambda head: head.pop("options"), "cannot build"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,14 @@ from scipy.special import j1
 from torch import Tensor
 
 import xl_literal as literal
+from fedstill.data.shard import Normalisation
+from fedstill.distill.canvas import Canvas, Pull, Strokes
 from fedstill.errors import InputError
-from fedstill.generators import aliasfree
+from fedstill.generators import aliasfree, build_generator
+from fedstill.generators.files import load_prior, save_prior
 from fedstill.generators.filters import lowpass
 from fedstill.generators.stylegan_xl import StyleGANXL
+from fedstill.generators.train import sample
 from fedstill.generators.xl_layers import XLSynthesis, XLWaves
 from fedstill.generators.xl_options import XLInput, XLLayer, XLOptions, plan
 from fedstill.seeds import Seed
@@ -382,3 +387,59 @@ def test_a_chunk_fits_in_its_budget() -> None:
     with torch.device("meta"):
         assert StyleGANXL(plan((32,), classes=10)).chunk in range(4, 16)
         assert StyleGANXL(plan((16, 32, 64, 128), classes=10)).chunk == 1
+
+
+# files, and the work of others
+
+
+@pytest.mark.parametrize(("half", "tolerance"), [(False, 0.0), (True, 0.02)])
+def test_it_survives_its_file(tmp_path: Path, half: bool, tolerance: float) -> None:
+    generator = small((16, 32)).float()
+    path = tmp_path / "p.safetensors"
+    save_prior(path, generator, {"classes": ["a", "b", "c"]}, half=half)
+    read = load_prior(path, truncation=0.7)
+    generator.truncation = 0.7
+    assert read.options == generator.options
+    assert not any(each.requires_grad for each in read.parameters())
+    images = [each.render(each.draw(torch.arange(3), SEED), 0) for each in (read, generator)]
+    torch.testing.assert_close(*images, rtol=0, atol=tolerance)
+    for (name, mine), theirs in zip(generator.named_buffers(), read.buffers(), strict=True):
+        assert torch.equal(mine, theirs), name
+    normalisation = Normalisation((0.5,) * 3, (0.5,) * 3)
+    built = build_generator(str(path), channels=3, size=(32, 32), normalisation=normalisation, classes=3)
+    assert built.depth == generator.depth
+
+
+def test_a_file_of_other_shapes_than_it_says_is_refused(tmp_path: Path) -> None:
+    generator = small().float()
+    generator.layers[0].up_filter = generator.layers[0].up_filter[:-1]
+    save_prior(tmp_path / "p.safetensors", generator, {"classes": ["a", "b", "c"]})
+    with pytest.raises(InputError, match=r"'layers\.0\.up_filter' is \(11,\), not \(12,\)"):
+        load_prior(tmp_path / "p.safetensors")
+
+
+@pytest.mark.parametrize("space", [0, 2, 5])
+def test_a_canvas_moves_its_latents_in_chunks_that_it_can_hold(space: int) -> None:
+    generator = small().float().requires_grad_(False)
+    normalisation = Normalisation((0.5,) * 3, (0.5,) * 3)
+    results = []
+    for chunk in (100, 2):
+        generator.chunk = chunk
+        canvas = Canvas.draw(
+            generator,
+            space,
+            torch.arange(5) % 3,
+            normalisation=normalisation,
+            strokes=Strokes(features=0.01, styles=0.001, rate=0),
+            rate=0.05,
+            seed=SEED,
+        )
+        assert canvas.chunk == chunk
+        images = canvas.render()
+        loss = images.square().sum()
+        canvas.push(Pull(loss.item(), 2 * images))
+        moved = canvas.render()
+        assert moved.square().sum() < loss
+        results.append(moved)
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+    assert len(sample(generator, torch.arange(5) % 3, SEED)) == 5

@@ -114,7 +114,7 @@ class FedDGM:
     keep: Annotated[
         Literal["last", "best"], Field(description="images after the last step [paper] or of the smallest loss met")
     ] = "last"
-    chunk: Annotated[int, Field(ge=1, description="images that go through the generator at a time")] = 100
+    chunk: Annotated[int, Field(ge=1, description="images that go through the generator at a time, at most")] = 100
     # health
     retries: Annotated[int, Field(ge=0, description="further tries, with smaller steps, where matching fails")] = 1
     retry_scale: Annotated[float, Field(gt=0, lt=1, description="factor on the step sizes at each further try")] = 0.1

@@ -1,8 +1,8 @@
 """Generators: what a latent becomes an image through. Pixels, shipped priors, priors of one's own.
 
 A generator is a torch module with the attributes ``depth``, ``channels``, ``size`` and ``classes`` and the methods
-``draw``, ``lift`` and ``render``; :class:`~fedstill.generators.style.StyleGenerator` is one to read. Reading this table
-imports no torch.
+``draw``, ``lift`` and ``render``; :class:`~fedstill.generators.style.StyleGenerator` is one to read. It may have a ``chunk``,
+the most images it takes at a time. Reading this table imports no torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Priors as files: safetensors whose metadata says all that is needed to rebuild and to judge them.
 
-Nothing is unpickled. The metadata holds one JSON object under ``fedstill``: ``format``, ``version``, ``options`` (of
-:class:`~fedstill.generators.style.StyleOptions`) and ``card`` (class names, what it was trained on, the recipe).
+Nothing is unpickled. The metadata holds one JSON object under ``fedstill``: ``format``, ``version``, ``network`` (from version 2
+on; ``style`` before), ``options`` (of that network) and ``card`` (class names, what it was trained on, the recipe).
 """
 
 from __future__ import annotations
@@ -20,37 +20,48 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedstill.errors import InputError, RunError
+from fedstill.errors import InputError, RunError, printable
 from fedstill.files import write_bytes
 from fedstill.generators import PRIORS
 from fedstill.generators.style import StyleGenerator, StyleOptions
+from fedstill.generators.stylegan_xl import StyleGANXL
+from fedstill.generators.xl_options import XLOptions
 
-__all__ = ["load_prior", "prior_hash", "read_card", "save_prior"]
+__all__ = ["Prior", "load_prior", "prior_hash", "read_card", "save_prior"]
 
 _FORMAT = "fedstill.prior"
-_VERSION = 1
+_VERSION = 2
 _KEY = "fedstill"
+_STYLE, _XL = "style", "stylegan-xl"
+
+Prior = StyleGenerator | StyleGANXL
 
 
-def save_prior(path: Path, generator: StyleGenerator, card: Mapping[str, Any], *, half: bool = True) -> None:
+def save_prior(path: Path, generator: Prior, card: Mapping[str, Any], *, half: bool = True) -> None:
     """Write ``generator`` and its ``card`` (JSON values) to ``path``, whole or not at all.
 
-    ``half`` stores float16: half the size, and images that differ by about one of 256 grey levels at most.
+    ``half`` stores what was learned as float16: half the size, and images that differ by about one of 256 grey levels at
+    most. Filters and running means stay as they are.
 
     Raises:
         RunError: a weight leaves float16's range, or the file cannot be written.
     """
-    dtype = torch.float16 if half else torch.float32
-    tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in generator.state_dict().items()}
+    learned = {name for name, _ in generator.named_parameters()} if half else set()
+    tensors = {
+        name: tensor.detach().cpu().to(torch.float16 if name in learned else torch.float32).contiguous()
+        for name, tensor in generator.state_dict().items()
+    }
     if not _finite(tensors):
         raise RunError(
             f"{path} is not written: a weight is not finite, or too large for half precision; set half = false"
         )
-    head = {"format": _FORMAT, "version": _VERSION, "options": asdict(generator.options), "card": dict(card)}
+    # an older fedstill reads version 1, and a style prior is nothing else
+    about = {"version": 1} if isinstance(generator, StyleGenerator) else {"version": _VERSION, "network": _XL}
+    head = {"format": _FORMAT, **about, "options": asdict(generator.options), "card": dict(card)}
     write_bytes(path, save(tensors, {_KEY: json.dumps(head, allow_nan=False)}))
 
 
-def load_prior(path_or_name: str | Path, *, truncation: float = 1.0) -> StyleGenerator:
+def load_prior(path_or_name: str | Path, *, truncation: float = 1.0) -> Prior:
     """A frozen generator in float32 on the CPU, from a file or a shipped prior's name.
 
     Raises:
@@ -66,7 +77,11 @@ def load_prior(path_or_name: str | Path, *, truncation: float = 1.0) -> StyleGen
     if not _finite(tensors):
         raise InputError(f"{source} holds weights that are not finite: fetch or train it again")
     with torch.device("meta"):  # no memory is taken for what the file may only claim
-        generator = StyleGenerator(options, truncation=truncation)
+        generator: Prior = (
+            StyleGANXL(options, truncation=truncation)
+            if isinstance(options, XLOptions)
+            else StyleGenerator(options, truncation=truncation)
+        )
     _check_shapes(generator.state_dict(), tensors, source)
     generator.load_state_dict(tensors, assign=True)
     return generator.requires_grad_(False).eval()
@@ -124,9 +139,16 @@ def _head(content: bytes, source: str) -> dict[str, Any]:
     return cast(dict[str, Any], head)
 
 
-def _options(head: Mapping[str, Any], source: str) -> StyleOptions:
+def _options(head: Mapping[str, Any], source: str) -> StyleOptions | XLOptions:
+    network = str(head.get("network", _STYLE))
+    known: dict[str, TypeAdapter[StyleOptions] | TypeAdapter[XLOptions]] = {
+        _STYLE: TypeAdapter(StyleOptions),
+        _XL: TypeAdapter(XLOptions),
+    }
     try:
-        return TypeAdapter(StyleOptions).validate_python(head.get("options"))
+        if network not in known:
+            raise InputError(f"network: {printable(network)}")
+        return known[network].validate_python(head.get("options"))
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
