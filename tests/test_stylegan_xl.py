@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from scipy.special import j1
 from torch import Tensor
 
+import tiny
 import xl_literal as literal
 from fedstill.data.shard import Normalisation
 from fedstill.distill.canvas import Canvas, Pull, Strokes
@@ -25,6 +26,7 @@ from fedstill.generators.stylegan_xl import StyleGANXL
 from fedstill.generators.train import sample
 from fedstill.generators.xl_layers import XLSynthesis, XLWaves
 from fedstill.generators.xl_options import XLInput, XLLayer, XLOptions, plan
+from fedstill.run import drive
 from fedstill.seeds import Seed
 
 SEED = Seed.root(1)
@@ -443,3 +445,17 @@ def test_a_canvas_moves_its_latents_in_chunks_that_it_can_hold(space: int) -> No
         results.append(moved)
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
     assert len(sample(generator, torch.arange(5) % 3, SEED)) == 5
+
+
+@pytest.mark.parametrize(("sizes", "space"), [((16,), 5), ((16, 32), 12)])
+def test_feddgm_distils_through_it(tmp_path: Path, sizes: tuple[int, ...], space: int) -> None:
+    with SEED.at("weights").scope():
+        generator = StyleGANXL(plan(sizes, classes=10, widest=8, budget=128, channels=1, class_rows=10))
+    generator.track_magnitudes(SEED)
+    save_prior(tmp_path / "p.safetensors", generator, {"classes": [str(digit) for digit in range(10)]})
+    settings = tiny.FEDDGM | {"generator": str(tmp_path / "p.safetensors"), "space": space}
+    experiment = tiny.experiment(settings, rounds=1, data={"size": sizes[-1]}, model={"depth": 2, "width": 4})
+    drive(experiment, out=tmp_path / "run")
+    clients = tiny.rows(tmp_path / "run")[-1]["clients"]
+    assert len(clients) == 3
+    assert all(client["matching"]["end"] < client["matching"]["start"] for client in clients)

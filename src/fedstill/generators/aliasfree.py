@@ -182,9 +182,9 @@ class _Steps:
 
     def bend_transposed(self, wide: Tensor, pull: Tensor) -> Tensor:
         slope, clamp = self.resampling.slope, self.resampling.clamp
-        if clamp is not None:
-            pull = pull * ((wide <= clamp) & (wide >= -clamp / slope))
-        return pull if slope == 1 else torch.where(wide > 0, pull, pull * slope)
+        if clamp is not None:  # torch's own kernels: masks and torch.where take ten times as long
+            pull = torch.ops.aten.hardtanh_backward(pull, wide, -clamp / slope, clamp)
+        return pull if slope == 1 else torch.ops.aten.leaky_relu_backward(pull, wide, slope, False)
 
     def down(self, wide: Tensor) -> Tensor:
         if self.kernel is not None:
