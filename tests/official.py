@@ -1,0 +1,83 @@
+"""Files in the official StyleGAN-XL format, made by stand-in classes of the names that official ones have."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import types
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+SOURCE = "raise SystemExit('the source of a file was run')"
+
+
+class EasyDict(dict[str, Any]):
+    pass
+
+
+def _reconstruct_persistent_obj(meta: Any) -> Any:
+    raise AssertionError("nothing of a file is called")
+
+
+class Persistent:
+    """Pickles as an official network does."""
+
+    def __init__(self, class_name: str, **state: Any) -> None:
+        self.meta = EasyDict(
+            type="class", version=6, module_src=SOURCE, class_name=class_name, state={"training": False, **state}
+        )
+
+    def __reduce__(self) -> Any:
+        return _reconstruct_persistent_obj, (self.meta,)
+
+
+@contextmanager
+def names() -> Iterator[None]:
+    """Within it the stand-ins have their official names."""
+    modules = {"torch_utils.persistence": _reconstruct_persistent_obj, "dnnlib.util": EasyDict}
+    held = {name: sys.modules.get(name) for name in (*modules, "torch_utils", "dnnlib")}
+    mine = {each: (each.__module__, each.__qualname__) for each in modules.values()}
+    try:
+        for name, each in modules.items():
+            package, module = types.ModuleType(name.partition(".")[0]), types.ModuleType(name)
+            setattr(module, each.__name__, each)
+            sys.modules[package.__name__], sys.modules[name] = package, module
+            each.__module__ = name
+        yield
+    finally:
+        for each, (module_name, _) in mine.items():
+            each.__module__ = module_name
+        for name, module in held.items():
+            if module is None:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = module
+
+
+def tensors(**values: Any) -> OrderedDict[str, Any]:
+    return OrderedDict(values)
+
+
+def dumped(snapshot: Mapping[str, Any], protocol: int = 4) -> bytes:
+    with names():
+        return pickle.dumps(dict(snapshot), protocol=protocol)
+
+
+def small_network(**more: Any) -> Persistent:
+    """A network of one layer, with all kinds of values that official ones hold."""
+    import numpy as np
+
+    layer = Persistent(
+        "SynthesisLayer",
+        _parameters=tensors(weight=torch.nn.Parameter(torch.arange(24.0).view(2, 3, 4).transpose(0, 1))),
+        _buffers=tensors(magnitude_ema=torch.tensor(0.5), up_filter=None, steps=torch.tensor([3])),
+        in_size=np.array([36, 36]),
+        in_sampling_rate=np.float64(16.0),
+        names={"a"},
+    )
+    embed = torch.nn.Embedding(3, 2)
+    return Persistent("Generator", _modules=tensors(L0=layer, embed=embed), layer_names=["L0"], flag=None, **more)
