@@ -81,3 +81,57 @@ def small_network(**more: Any) -> Persistent:
     )
     embed = torch.nn.Embedding(3, 2)
     return Persistent("Generator", _modules=tensors(L0=layer, embed=embed), layer_names=["L0"], flag=None, **more)
+
+
+def as_official(generator: Any) -> Persistent:
+    """A generator of ours as the official classes would hold it; attributes and tensors have their official names."""
+    import numpy as np
+
+    def dense(layer: Any, rate: float = 1.0) -> Persistent:
+        return Persistent(
+            "FullyConnectedLayer",
+            _parameters=tensors(weight=layer.weight, bias=layer.bias),
+            weight_gain=np.float64(rate / np.sqrt(layer.weight.shape[1])),
+            bias_gain=rate,
+        )
+
+    options, modules = generator.options, tensors()
+    if options.classes:
+        modules["embed"] = generator.mapping.embedding
+        modules["embed_proj"] = dense(generator.mapping.projection)
+    for number, layer in enumerate(generator.mapping.layers):
+        modules[f"fc{number}"] = dense(layer, 0.01)
+    w_avg = generator.centres if options.classes else generator.centres[0]
+    mapping = Persistent("MappingNetwork", _modules=modules, _buffers=tensors(w_avg=w_avg), num_ws=3)
+    waves = generator.input
+    layers = tensors(
+        input=Persistent(
+            "SynthesisInput",
+            _parameters=tensors(weight=waves.weight),
+            _buffers=tensors(transform=waves.transform, freqs=waves.frequencies, phases=waves.phases),
+            _modules=tensors(affine=dense(waves.style)),
+            size=np.array([options.input.size] * 2),
+            sampling_rate=np.float64(options.input.rate),
+            bandwidth=np.float64(options.input.bandwidth),
+        )
+    )
+    for plan, layer in zip(options.layers, generator.layers, strict=True):
+        layers[plan.name] = Persistent(
+            "SynthesisLayer",
+            _parameters=tensors(weight=layer.weight, bias=layer.bias),
+            _buffers=tensors(magnitude_ema=layer.magnitude, up_filter=layer.up_filter, down_filter=layer.down_filter),
+            _modules=tensors(affine=dense(layer.style)),
+            in_size=np.array([plan.in_size] * 2),
+            out_size=np.array([plan.out_size] * 2),
+            in_sampling_rate=np.float64(plan.in_rate),
+            out_sampling_rate=np.float64(plan.out_rate),
+            in_cutoff=np.float64(plan.in_cutoff),
+            in_half_width=np.float64(plan.in_half_width),
+            out_cutoff=np.float64(plan.out_cutoff),
+            out_half_width=np.float64(plan.out_half_width),
+            is_torgb=plan.image,
+            conv_clamp=256,
+        )
+    names = [plan.name for plan in options.layers]
+    synthesis = Persistent("SynthesisNetwork", _modules=layers, layer_names=names, output_scale=0.25)
+    return Persistent("Generator", _modules=tensors(synthesis=synthesis, mapping=mapping))

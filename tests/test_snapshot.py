@@ -8,6 +8,7 @@ import pickle
 import struct
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import official
+from fedstill.cli import invoke
 from fedstill.errors import InputError
+from fedstill.generators.files import load_prior, read_card
+from fedstill.generators.official import convert, import_prior
 from fedstill.generators.snapshot import Network, read_network
+from fedstill.generators.stylegan_xl import StyleGANXL
+from fedstill.generators.xl_options import plan
+from fedstill.seeds import Seed
 
 
-def read(content: bytes, folder: Path, key: str = "G_ema") -> Network:
+def taken(content: bytes, folder: Path, key: str = "G_ema") -> Network:
     (folder / "file.pkl").write_bytes(content)
     return read_network(folder / "file.pkl", key)
 
@@ -30,7 +37,7 @@ def read(content: bytes, folder: Path, key: str = "G_ema") -> Network:
 @pytest.mark.parametrize("protocol", [3, 4])
 def test_what_a_network_holds_is_read(tmp_path: Path, protocol: int) -> None:
     content = official.dumped({"G": None, "G_ema": official.small_network(), "progress": {"cur_nimg": 3}}, protocol)
-    network = read(content, tmp_path)
+    network = taken(content, tmp_path)
     assert network.class_name == "Generator"
     assert network.state["layer_names"] == ["L0"]
     layer = network.state["_modules"]["L0"]
@@ -47,10 +54,10 @@ def test_what_a_network_holds_is_read(tmp_path: Path, protocol: int) -> None:
 
 def test_what_stands_beside_it_is_passed_over_and_refused_in_it(tmp_path: Path) -> None:
     snapshot = {"D": torch.nn.ReLU(), "G_ema": official.small_network()}
-    assert read(official.dumped(snapshot), tmp_path).class_name == "Generator"
+    assert taken(official.dumped(snapshot), tmp_path).class_name == "Generator"
     inside = official.dumped({"G_ema": official.small_network(act=torch.nn.ReLU())})
     with pytest.raises(InputError, match=r"torch\.nn\.modules\.activation\.ReLU in the generator"):
-        read(inside, tmp_path)
+        taken(inside, tmp_path)
 
 
 class Bomb:
@@ -142,7 +149,7 @@ def test_hostile_files_are_refused_in_a_sentence_and_run_nothing(tmp_path: Path,
     bomb = tmp_path / "bomb"
     content = make(bomb)
     with pytest.raises(InputError, match=words) as error:
-        read(content, tmp_path)
+        taken(content, tmp_path)
     assert not bomb.exists()
     assert str(tmp_path / "file.pkl") in str(error.value)
     assert "\n" not in str(error.value)
@@ -152,12 +159,96 @@ def test_a_storage_that_is_read_over_and_over_is_refused(tmp_path: Path) -> None
     _, (content,) = torch.zeros(1000)._typed_storage().__reduce__()
     storages = [Hidden(torch.storage._load_from_bytes, content) for _ in range(50)]
     with pytest.raises(InputError, match="more than once"):
-        read(inside(storages), tmp_path)
+        taken(inside(storages), tmp_path)
 
 
 def test_a_missing_file_is_answered(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         read_network(tmp_path / "none.pkl")
+
+
+def small(sizes: tuple[int, ...], classes: int) -> StyleGANXL:
+    options = plan(sizes, classes=classes, layers=4, head_layers=4, widest=6, budget=96, class_rows=5)
+    with Seed.root(1).scope():
+        generator = StyleGANXL(options)
+    generator.track_magnitudes(Seed.root(2))
+    generator.track_centres(Seed.root(3), samples=20)
+    return generator
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+@pytest.mark.parametrize(("sizes", "classes"), [((16,), 3), ((16, 32), 3), ((16,), 0)])
+def test_an_official_file_becomes_the_same_generator(
+    tmp_path: Path, sizes: tuple[int, ...], classes: int, protocol: int
+) -> None:
+    generator = small(sizes, classes)
+    snapshot = {"G": None, "D": torch.nn.ReLU(), "G_ema": official.as_official(generator)}
+    (tmp_path / "file.pkl").write_bytes(official.dumped(snapshot, protocol))
+    out = tmp_path / "prior.safetensors"
+    assert invoke(["prior", "import", str(tmp_path / "file.pkl"), "--out", str(out)]) == 0
+    read = load_prior(out)
+    assert replace(read.options, class_rows=5) == generator.options  # without classes a file says nothing of them
+    for name, tensor in generator.state_dict().items():
+        assert torch.equal(read.state_dict()[name], tensor), name
+    latent = generator.draw(torch.arange(3), Seed.root(4))
+    assert torch.equal(read.render(read.draw(torch.arange(3), Seed.root(4)), 0), generator.render(latent, 0))
+    assert read_card(out)["imported_from"] == "file.pkl"
+
+
+def test_other_gains_are_taken_into_the_weights() -> None:
+    generator = small((16,), 3)
+    made = official.as_official(generator)
+    projection = made.meta["state"]["_modules"]["mapping"].meta["state"]["_modules"]["embed_proj"].meta["state"]
+    projection["weight_gain"] *= 3
+    projection["bias_gain"] = 2.0
+    with tempfile.TemporaryDirectory() as folder:
+        read = convert(taken(official.dumped({"G_ema": made}), Path(folder)), "it")
+    mine, theirs = generator.mapping.projection, read.mapping.projection
+    torch.testing.assert_close(theirs.weight, 3 * mine.weight)
+    torch.testing.assert_close(theirs.bias, 2 * mine.bias)
+
+
+def change(part: Any, *path: str, **values: Any) -> None:
+    for name in path:
+        part = part.meta["state"]["_modules"][name]
+    part.meta["state"].update(values)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda made: change(made, "synthesis", layer_names=["L0"]), "the last layer, and no other, makes the image"),
+        (lambda made: change(made, "synthesis", layer_names=["L9"]), "KeyError at 'L9'"),
+        (lambda made: change(made, "synthesis", "L1", in_size=np.array([36, 35])), "no square"),
+        (lambda made: change(made, "synthesis", "L1", out_sampling_rate=7.5), "no whole number"),
+        (lambda made: change(made, "synthesis", "L1", out_sampling_rate=4096), "rates"),
+        (lambda made: change(made, "synthesis", "L1", in_cutoff="x"), "could not convert"),
+        (lambda made: change(made, "synthesis", _modules=official.tensors()), "KeyError at 'input'"),
+        (
+            lambda made: change(made, "mapping", _buffers=official.tensors(w_avg=torch.full((3, 512), torch.nan))),
+            "not finite",
+        ),
+        (lambda made: change(made, "mapping", _buffers=official.tensors(w_avg=torch.zeros(3, 5))), "does not fit"),
+    ],
+)
+def test_files_that_hold_no_sound_generator_are_refused(tmp_path: Path, edit: Any, words: str) -> None:
+    made = official.as_official(small((16,), 3))
+    edit(made)
+    (tmp_path / "file.pkl").write_bytes(official.dumped({"G_ema": made}))
+    with pytest.raises(InputError, match=words):
+        import_prior(tmp_path / "file.pkl", tmp_path / "prior.safetensors")
+    assert [each.name for each in tmp_path.iterdir()] == ["file.pkl"]
+
+
+def test_a_link_is_not_written_through_and_other_endings_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file.pkl").write_bytes(CONTENT)
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "elsewhere")
+    for name, words in (("link.safetensors", "is a link"), ("prior.bin", "ends in .safetensors")):
+        assert invoke(["prior", "import", str(tmp_path / "file.pkl"), "--out", str(tmp_path / name)]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "elsewhere").exists()
 
 
 CONTENT = official.dumped({"G_ema": official.small_network()}, 3)
@@ -174,4 +265,4 @@ def test_mutated_files_are_read_or_refused(data: st.DataObject) -> None:
         tempfile.TemporaryDirectory() as folder,
         contextlib.suppress(InputError),
     ):  # a changed number may leave a sound file
-        read(bytes(content), Path(folder))
+        taken(bytes(content), Path(folder))

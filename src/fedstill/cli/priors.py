@@ -1,4 +1,4 @@
-"""Commands about priors: prior train, prior sample."""
+"""Commands about priors: prior train, prior sample, prior import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from fedstill.cli.console import seconds_text
 from fedstill.cli.imports import look_here
 
-__all__ = ["app", "sample", "train"]
+__all__ = ["app", "import_", "sample", "train"]
 
 app = typer.Typer(help="Generators: train one on public images, look at what it makes.")
 
@@ -107,3 +107,26 @@ def sample(
     images = draw(generator, labels, Seed.root(seed).at("sample"))
     save_sheet(out, {"images": images, "labels": labels}, names)
     typer.echo(f"written: {out}", err=True)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="An official StyleGAN-XL pickle.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The prior's file to write: .safetensors.")],
+    half: Annotated[bool, typer.Option("--half", help="Store weights as float16: half the size.")] = False,
+) -> None:
+    """Turn an official StyleGAN-XL pickle into a prior; nothing of the file is run."""
+    from fedstill.errors import InputError
+    from fedstill.generators.official import import_prior
+    from fedstill.runtime import prepare
+
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {out}: a prior's file ends in .safetensors")
+    prepare()
+    generator = import_prior(file, out, half=half)
+    millions = sum(parameter.numel() for parameter in generator.parameters()) / 1e6
+    typer.echo(
+        f"written: {out}: {generator.options.size} x {generator.options.size} pixels, "
+        f"{generator.options.classes or 'no'} classes, spaces 0 to {generator.depth}, {millions:.1f} million weights",
+        err=True,
+    )

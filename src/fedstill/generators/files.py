@@ -27,7 +27,7 @@ from fedstill.generators.style import StyleGenerator, StyleOptions
 from fedstill.generators.stylegan_xl import StyleGANXL
 from fedstill.generators.xl_options import XLOptions
 
-__all__ = ["Prior", "load_prior", "prior_hash", "read_card", "save_prior"]
+__all__ = ["Prior", "load_prior", "prior_hash", "read_card", "rebuilt", "save_prior"]
 
 _FORMAT = "fedstill.prior"
 _VERSION = 2
@@ -74,6 +74,17 @@ def load_prior(path_or_name: str | Path, *, truncation: float = 1.0) -> Prior:
         tensors = {name: tensor.float() for name, tensor in load(content).items()}
     except SafetensorError as error:
         raise InputError(f"{source} is damaged ({error}): fetch or train it again") from error
+    return rebuilt(options, tensors, source, truncation=truncation)
+
+
+def rebuilt(
+    options: StyleOptions | XLOptions, tensors: Mapping[str, Tensor], source: str, *, truncation: float = 1.0
+) -> Prior:
+    """The frozen generator of ``options`` with these float32 weights; ``source`` is quoted in errors.
+
+    Raises:
+        InputError: weights are missing, too many, of other shapes, or not finite.
+    """
     if not _finite(tensors):
         raise InputError(f"{source} holds weights that are not finite: fetch or train it again")
     with torch.device("meta"):  # no memory is taken for what the file may only claim
