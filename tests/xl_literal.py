@@ -17,8 +17,8 @@ Fir = Callable[[Tensor, Tensor], Tensor]
 
 def fir_by_sums(x: Tensor, kernel: Tensor) -> Tensor:
     """The part of the convolution where ``kernel`` lies inside ``x``, tap by tap."""
-    if kernel.ndim == 1:
-        kernel = kernel[:, None] * kernel
+    if kernel.ndim == 1:  # along one axis, then along the other
+        return fir_by_sums(fir_by_sums(x, kernel[None]), kernel[:, None])
     rows, columns = (x.shape[2] - kernel.shape[0] + 1, x.shape[3] - kernel.shape[1] + 1)
     made = x.new_zeros(*x.shape[:2], rows, columns)
     for i in range(kernel.shape[0]):
