@@ -155,14 +155,10 @@ def train_prior(
 def sample(
     generator: StyleGenerator | StyleGANXL | Pixels, labels: Int[Tensor, " n"], seed: Seed, *, chunk: int = 256
 ) -> UInt8[Tensor, "n c h w"]:
-    """Images of these classes in 0 … 255, on the CPU; made ``chunk`` at a time, each from its own place of ``seed``.
-
-    A generator that takes fewer at a time makes them so.
-    """
+    """Images of these classes in 0 … 255, on the CPU; at most ``chunk`` at a time, each from its own place of ``seed``."""
     parts = []
-    chunk = at_a_time(generator, chunk)
     with torch.inference_mode():
-        for number, part in enumerate(torch.split(labels, chunk)):
+        for number, part in enumerate(torch.split(labels, at_a_time(generator, chunk))):
             images = generator.render(generator.draw(part, seed.at(number)), 0)
             parts.append(((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
     return torch.cat(parts)
