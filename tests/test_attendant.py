@@ -5,26 +5,27 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import fedstill
 import tiny
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.bundle import Bundle
 from fedstill.deployment.federation import Federation, agreed, code_named, form, identity, restored
-from fedstill.deployment.ledger import Ledger
+from fedstill.deployment.ledger import Ledger, totals
 from fedstill.deployment.policy import Policy
 from fedstill.deployment.privacy import PrivacySettings
 from fedstill.deployment.site import ServerSettings, SiteData, SiteSettings
 from fedstill.errors import InputError
 from fedstill.experiment import Experiment
-from fedstill.rounds import Desk, Site, World
+from fedstill.rounds import Desk, Failure, Reply, Site, World
 
 pytest.importorskip("flwr")
 
@@ -34,6 +35,7 @@ from fedstill.deployment.attendant import MEMORIES, RUNS, SiteAttendant
 from fedstill.engines.flower.calls import READY, Call, Readiness, answering, question, run_facts
 from fedstill.engines.flower.post import CONTROL, WORK
 from fedstill.engines.flower.records import from_records, to_records
+from fedstill.engines.flower.secure import SecureEngine
 
 CLASSES = ("a", "b")
 RUN = "0" * 32
@@ -198,7 +200,59 @@ def test_code_that_is_not_fedstills_is_refused_unless_the_experiment_is_named(tm
     assert place.attendant.work(call(own), inbox()) == "the run's settings cannot be read"
     assert identity(agreed(own)) in place.notes[0]
     assert code_named({"a": [{"b": "package.module:factory"}]}) == "package.module:factory"
-    assert code_named({"a": ["C:", "fedavg", 3, None, "a b:c"]}) is None
+    for hidden in ("this:a b", "os:system\n", ":x", "a b:c"):
+        assert code_named({"a": [3, None, {"b": hidden}]}) == hidden
+        assert code_named({hidden: 1}) == hidden
+    assert code_named({"data.classes": ["a:b"], "algorithm.name": "fedavg"}) is None
+
+
+@pytest.mark.parametrize("key", ["output.trackers", "engine.kind", "data.path", "data.source", "x"])
+def test_settings_that_do_not_concern_a_site_are_refused(key: str) -> None:
+    with pytest.raises(InputError, match=f"'{key}' is no setting that concerns a site"):
+        restored({**call().settings, key: "y"}, {})
+
+
+def test_nothing_that_a_message_trips_over_ends_the_site(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    answer = answering(place.attendant)
+    odd = {**run_facts(RUN, "tiny", {**agreed(experiment()), "model.name": ["."], "seed": "x"}), "client": "north"}
+    content = RecordDict({CONTROL: ConfigRecord({**odd, "round": 0, "task": "ready"})})
+    assert Readiness.read(answer(READY, content)).reason is not None
+    content = to_records(Bundle({"model": {"a": torch.zeros(2, dtype=torch.complex128)}}))
+    content[CONTROL] = ConfigRecord({**odd, **run_facts(RUN, "t", agreed(experiment())), "round": 1, "task": "local"})
+    assert "failure" in answer(WORK, content).config_records[CONTROL]
+    assert place.ledger[-1][2] is not None
+
+
+def test_noised_answers_have_an_end_over_all_runs(tmp_path: Path) -> None:
+    place = Place(tmp_path, privacy=PrivacySettings(clip=1.0, answers=2))
+    assert isinstance(place.attendant.work(call(), inbox()), Bundle)
+    assert isinstance(place.attendant.work(call(run="1" * 32), inbox()), Bundle)
+    told = "the site's work failed; its administrator can see why"
+    assert Place(tmp_path, privacy=PrivacySettings(clip=1.0, answers=2)).attendant.work(call(), inbox()) == told
+    (tmp_path / "kept" / "privacy.json").write_text("{")
+    assert place.attendant.work(call(), inbox()) == told
+
+
+def test_what_did_not_leave_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moon = experiment({"name": "moon", "epochs": 1})
+    place = Place(tmp_path)
+    monkeypatch.setattr("fedstill.deployment.attendant.against_reply", lambda *_: "it may not leave")
+    assert place.attendant.work(call(moon), inbox(moon)) == "it may not leave"
+    assert not (tmp_path / "kept" / RUNS / RUN / "memory").exists()
+
+
+def test_what_another_run_left_to_be_worked_on_is_removed(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    left = tmp_path / "kept" / RUNS / ("1" * 32) / "scratch" / "experts"
+    left.mkdir(parents=True)
+    own = tmp_path / "kept" / RUNS / RUN / "scratch"
+    own.mkdir(parents=True)
+    for folder in (tmp_path / "kept", own.parent):
+        folder.chmod(0o700)
+    assert isinstance(place.attendant.work(call(), inbox()), Bundle)
+    assert not left.parent.exists()
+    assert own.exists()
 
 
 def test_a_clock_far_off_is_told(tmp_path: Path) -> None:
@@ -268,6 +322,84 @@ def test_an_unknown_kind_of_message_is_refused(tmp_path: Path) -> None:
     assert told == "the site knows no message 'train.evil?'"
 
 
+# --- secure sums --------------------------------------------------------------------------------------------------------
+
+
+class Attendants:
+    """An engine of attendants: everything but the network."""
+
+    def __init__(self, places: Mapping[str, Place], asked: Experiment) -> None:
+        self.answers = {name: answering(place.attendant) for name, place in places.items()}
+        self.facts = run_facts(RUN, "tiny", agreed(asked), secure=True)
+
+    def clients(self) -> Sequence[str]:
+        return list(self.answers)
+
+    def work(self, number: int, outbox: Mapping[str, Bundle], task: str) -> Iterator[Reply | Failure]:
+        for site in outbox:
+            content = to_records(outbox[site])
+            content[CONTROL] = ConfigRecord({**self.facts, "round": number, "task": task, "client": site})
+            found = self.answers[site](WORK, content)
+            told = found.config_records[CONTROL].get("failure")
+            yield Reply(site, from_records(found)) if told is None else Failure(site, str(told))
+
+
+def test_sites_that_send_their_models_in_a_sum_alone(tmp_path: Path) -> None:
+    asked = experiment()
+    names = ("north", "south", "west")
+    plain, summing = (
+        {name: Place(folder(tmp_path / kind / name), name=name, policy=policy) for name in names}
+        for kind, policy in (("plain", Policy()), ("summing", Policy(secure=True)))
+    )
+    models = {name: place.attendant.work(call(asked, client=name), inbox(asked)) for name, place in plain.items()}
+    engine = SecureEngine(Attendants(summing, asked), RUN, 1.0)
+    (reply,) = engine.work(1, dict.fromkeys(names, inbox(asked)), "local")
+    assert isinstance(reply, Reply)
+    assert reply.of == names
+    for name, tensor in reply.bundle.groups["model"].items():
+        each = [found.groups["model"][name].double() for found in models.values() if isinstance(found, Bundle)]
+        assert (tensor.double() - sum(each) / 3).abs().max() < 1e-6
+    for place in summing.values():
+        tasks = ("keys", "shares", "masked", "unmask")
+        assert place.ledger == [(task, way, None) for task in tasks for way in ("in", "out")]
+        sent = totals(Ledger.open(place.settings.ledger).entries, "out")
+        assert set(sent) == {"keys", "model weights"}
+        assert sent["model weights"].names == ("model:masked",)
+        # and nothing else of the model's
+        assert place.attendant.ready(call(asked, client=place.settings.name, secure=True)) == Readiness(
+            None, scored=True
+        )
+        told = "the site sends its model in a sum alone: the experiment needs engine.secure = true"
+        assert place.attendant.ready(call(asked, client=place.settings.name)).reason == told
+        assert place.attendant.work(call(asked, client=place.settings.name), inbox(asked)) == told
+        scores = place.attendant.work(call(asked, client=place.settings.name, task="score"), inbox(asked))
+        assert isinstance(scores, Bundle)
+
+
+def test_a_sites_own_noise_is_in_before_its_masks(tmp_path: Path) -> None:
+    asked = experiment()
+    names = ("north", "south", "west")
+    privacy = PrivacySettings(clip=1e-7)  # of a change that short nothing is left in a mean
+    places = {name: Place(folder(tmp_path / name), name=name, privacy=privacy) for name in names}
+    engine = SecureEngine(Attendants(places, asked), RUN, 1.0)
+    (reply,) = engine.work(1, dict.fromkeys(names, inbox(asked)), "local")
+    assert isinstance(reply, Reply)
+    for name, tensor in inbox(asked).groups["model"].items():
+        assert (reply.bundle.groups["model"][name] - tensor).abs().max() < 1e-5
+
+
+def test_a_policy_without_keys_takes_no_part_in_sums(tmp_path: Path) -> None:
+    place = Place(tmp_path, policy=Policy(allow=("model weights", "numbers")))
+    assert place.attendant.ready(call(secure=True)).reason == "the site's policy lets no keys leave"
+    assert place.attendant.work(call(task="keys"), Bundle()) == "the site's policy lets no keys leave"
+    assert place.attendant.ready(call()) == Readiness(None, scored=True)
+
+
+def folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
+
+
 # --- settings -----------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +408,14 @@ def test_settings_come_back_as_the_experiment_that_they_tell_of() -> None:
     told = json.loads(json.dumps(agreed(asked)))
     assert agreed(restored(told, {})) == agreed(asked)
     assert Federation.of(restored(told, {})).identity == identity(told)
+
+
+@pytest.mark.parametrize(
+    "method", [tiny.ONESHOT | {"privacy_epsilon": 8.0, "start": "noise"}, {"name": "feddm", "noise_multiplier": 1.0}]
+)
+def test_noise_that_the_server_could_take_off_is_refused(method: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="its noise comes from the run's seed, which a federation's server knows"):
+        Federation.of(experiment(method))
 
 
 def test_a_prior_is_found_by_its_content() -> None:

@@ -34,6 +34,7 @@ GROUPS: Mapping[str, str] = MappingProxyType(
         "latents": "latents of synthetic images",
         "gradient": "gradients",
         "statistics": "counts and moments of data, never rows",
+        "keys": "public keys and shares of keys, made for one secure sum",
     }
 )
 

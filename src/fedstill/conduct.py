@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -33,6 +33,20 @@ class EngineSettings:
         float | None,
         Field(gt=0, description="flower, sites: seconds from a message to its answer; without it, as long as it takes"),
     ] = None
+    secure: Annotated[
+        bool,
+        Field(
+            description="sites: the server gets to know the sum of their models and none of them (secure aggregation)"
+        ),
+    ] = False
+    secure_range: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1e6,
+            description="sites, secure: how far a number of a model may move in a round; the mean is exact to a 2^31st of it",
+        ),
+    ] = 64.0
     cpus: Annotated[float, Field(gt=0, description="flower: cores that Ray counts for a client")] = 1.0
     gpus: Annotated[float, Field(ge=0, description="flower: GPUs, or a share of one, that Ray gives to a client")] = 0.0
     address: Annotated[
@@ -44,9 +58,13 @@ class EngineSettings:
         """What is set and does nothing; no mistake, as a run of one engine is gone on with by the other."""
         idle = {"local": ("timeout", "cpus", "gpus", "address"), "sites": ("cpus", "gpus", "address")}
         for name in idle.get(self.kind, ()):
-            value = getattr(self, name)
-            if value != EngineSettings.__dataclass_fields__[name].default:
+            if (value := getattr(self, name)) != self._default(name):
                 yield f"engine.{name} = {value!r} does nothing with engine.kind = '{self.kind}'"
+        if not self.secure and self.secure_range != self._default("secure_range"):
+            yield f"engine.secure_range = {self.secure_range!r} does nothing with engine.secure = false"
+
+    def _default(self, name: str) -> Any:
+        return EngineSettings.__dataclass_fields__[name].default
 
 
 @dataclass(frozen=True, kw_only=True)

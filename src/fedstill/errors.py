@@ -12,7 +12,7 @@ keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 __all__ = [
@@ -75,3 +75,9 @@ def printable(text: str, most: int = 40) -> str:
     """A stranger's text as it may stand in a sentence, a file or on a terminal: no control characters, and not too long."""
     plain = "".join(each if each.isprintable() else "?" for each in text[: most + 1])
     return plain if len(plain) <= most else f"{plain[: most - 1]}…"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """``'a', 'b' and 3 others``: the first of ``names``, and how many there are beside."""
+    shown = ", ".join(f"'{name}'" for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} others"

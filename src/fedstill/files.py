@@ -16,6 +16,7 @@ from fedstill.errors import InputError, RunError
 __all__ = [
     "PRIVATE",
     "aside",
+    "check_private",
     "numbered",
     "private_folder",
     "round_stem",
@@ -99,6 +100,17 @@ def private_folder(path: Path) -> None:
         raise InputError(
             f"{path} lets other users in (mode {mode:o}): close it with  chmod 700 {path} , or name another"
         )
+
+
+def check_private(path: Path) -> None:
+    """That a private key is for its owner's eyes alone.
+
+    Raises:
+        InputError: others may read it.
+    """
+    mode = path.stat().st_mode & 0o777
+    if os.name == "posix" and mode & 0o077:
+        raise InputError(f"{path} lets other users read a private key (mode {mode:o}): close it with  chmod 600 {path}")
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -70,7 +71,8 @@ def resume_command(out: Path) -> str:
     """What a user types to continue the run in ``out``."""
     try:
         served = json.loads((out / FEDERATION).read_text(encoding="utf-8"))["command"]
-        return f"fedstill server {out / EXPERIMENT} --out {out} --resume {served}".rstrip()
+        where = shlex.join([str(out / EXPERIMENT), "--out", str(out)])
+        return f"fedstill server {where} --resume {served}".rstrip()
     except (OSError, ValueError, KeyError, TypeError):
         return f"fedstill resume {out}"
 

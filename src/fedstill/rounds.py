@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -22,7 +22,7 @@ from fedstill.bundle import Bundle, Group
 from fedstill.cohorts import CLIENT_NAME, cohort_size, sample
 from fedstill.data.shard import Normalisation, Shard
 from fedstill.errors import InputError
-from fedstill.exchange import Arrivals, Failure, Outbox, Reply, first_answers
+from fedstill.exchange import TOGETHER, Arrivals, Failure, Outbox, Reply, first_answers
 from fedstill.models.architecture import Architecture, Network
 from fedstill.seeds import Seed
 
@@ -176,7 +176,8 @@ class Round:
         number: from 1.
         state: the server's state after it.
         cohort: the clients that were asked, in order.
-        figures: what the algorithm measured.
+        figures: what the algorithm measured. Of clients whose replies came as one sum nothing is known one by one: ``together``
+            has their names, and how many images they hold.
         failures: clients that gave nothing usable, with reasons.
         bytes_down: payload of all messages to clients.
         bytes_up: payload of all replies that arrived, refused ones too.
@@ -279,11 +280,12 @@ def rounds(
         arrivals = Arrivals(chosen, engine.work(number, outbox, task), judge)
         replies = iter(arrivals)
         # the quorum first: what will not be used is not computed
-        enough = list(islice(replies, quorum))
+        enough = _first(replies, quorum)
         outcome = Outcome(state)
-        if len(enough) == quorum:
+        if arrivals.accepted >= quorum:
             outcome = algorithm.aggregate(state, chain(enough, replies), desk.at("round", number, "server"))
             deque(replies, maxlen=0)  # an algorithm may stop early; every answer is still counted
+            outcome = _of_each(outcome, arrivals.together)
         withheld = _withheld(outcome, arrivals.accepted - len(outcome.failures), quorum)
         seconds = time.perf_counter() - began
         state = outcome.state.detached() if withheld is None else state
@@ -293,12 +295,34 @@ def rounds(
             cohort=chosen,
             figures=outcome.figures,
             failures=(*arrivals.failures, *outcome.failures),
-            bytes_down=outbox.nbytes,
+            bytes_down=outbox.nbytes + arrivals.beside,
             bytes_up=arrivals.nbytes,
             seconds={"clients": arrivals.waited, "server": seconds - arrivals.waited},
             aggregated=withheld is None,
             withheld=withheld,
         )
+
+
+def _first(replies: Iterator[Reply], quorum: int) -> list[Reply]:
+    """As many replies as are of ``quorum`` clients."""
+    found: list[Reply] = []
+    while sum(len(reply.clients) for reply in found) < quorum and (reply := next(replies, None)) is not None:
+        found.append(reply)
+    return found
+
+
+def _of_each(outcome: Outcome, together: tuple[str, ...]) -> Outcome:
+    """What the method says of several clients' one reply, where there is one: a failure is that of each, figures are of all."""
+    if not together:
+        return outcome
+    failures = [
+        replace(failure, client=client)
+        for failure in outcome.failures
+        for client in (together if failure.client == TOGETHER else (failure.client,))
+    ]
+    clients = dict(outcome.figures.get("clients", {}))
+    figures = {**outcome.figures, "clients": clients, "together": {"clients": together, **clients.pop(TOGETHER, {})}}
+    return replace(outcome, figures=figures, failures=failures)
 
 
 def check_replies(algorithm: Algorithm, asked: int) -> None:
@@ -321,7 +345,7 @@ def needed_replies(algorithm: Algorithm) -> tuple[int, str]:
 
 
 def _judged(algorithm: Algorithm, state: Bundle, farthest: float, reply: Reply) -> str | None:
-    return refusal(reply.bundle, partial(algorithm.broadcast, state, reply.client), farthest=farthest)
+    return refusal(reply.bundle, partial(algorithm.broadcast, state, reply.clients[0]), farthest=farthest)
 
 
 def _withheld(outcome: Outcome, usable: int, quorum: int) -> str | None:

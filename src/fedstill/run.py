@@ -237,8 +237,9 @@ def _usable(record: _Record, worked: Iterator[Round], hear: Reporter) -> Iterato
     """
     for each in worked:
         record.log(each.number, each.failures)
-        if not each.aggregated and {failure.client for failure in each.failures} >= set(each.cohort):
-            failure = each.failures[0]
+        unable = [failure for failure in each.failures if not failure.able]
+        if not each.aggregated and {failure.client for failure in unable} >= set(each.cohort):
+            failure = unable[0]
             raise RunError(
                 f"no client gave a usable reply in round {each.number}: '{failure.client}': {reason(failure)}"
             )

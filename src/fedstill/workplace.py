@@ -87,6 +87,10 @@ class Here:
         """See :class:`Venue`."""
         if experiment.engine.kind == "sites":
             raise InputError("engine.kind = 'sites': real sites are served with  fedstill server")
+        if experiment.engine.secure:
+            raise InputError(
+                "engine.secure = true: secure aggregation is for real sites, served with  fedstill server; set it to false"
+            )
         return experiment.build()
 
     @contextmanager

@@ -24,6 +24,8 @@ class Entry:
         own_images: why the ``[virtual]`` table does nothing for it; empty where its clients can train on virtual images.
         sends: groups that a client's answer to ``local`` holds, with the method's own defaults; numbers are in all of them.
         may_send: groups that it also holds with some options.
+        alone: why its server needs each client's own reply, so that secure aggregation does not go with it; empty where the mean
+            of models by images is all that it makes of them.
         starter: what ``fedstill init`` writes otherwise than the defaults, by dotted key, because those alone would not do.
     """
 
@@ -36,6 +38,7 @@ class Entry:
     own_images: str = ""
     sends: tuple[str, ...] = ("model",)
     may_send: tuple[str, ...] = ()
+    alone: str = ""
     starter: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -62,12 +65,14 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "FedNova",
             "fedstill.algorithms.fednova:FedNova",
             "FedAvg of mean gradients, where clients take different numbers of steps (Wang et al. 2020)",
+            alone="its server weighs each client's update by its own number of steps",
         ),
         "scaffold": Entry(
             "SCAFFOLD",
             "fedstill.algorithms.scaffold:Scaffold",
             "control variates against the drift of clients (Karimireddy et al. 2020)",
             sends=("model", "control"),
+            alone="its server averages control variates beside models, and by other weights",
             starter=MappingProxyType({"algorithm.lr": 0.1}),  # the step that FedAvg's 0.01 is with its momentum of 0.9
         ),
         "fedavgm": Entry(
@@ -89,6 +94,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "fedstill.algorithms.contrast:FedProto",
             "FedAvg whose features stay near shared class means, which classify too (Tan et al. 2022)",
             sends=("model", "prototypes"),
+            alone="its server averages class means beside models, each by its own number of images",
         ),
         "vhl": Entry(
             "VHL",
@@ -101,6 +107,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "clients distil by distribution matching around the received weights and send images (Xiong et al. 2023)",
             distils=True,
             own_images="its clients distil images of their own, each round anew",
+            alone="its server needs the union of the images that clients send, no sum",
             sends=("synthetic",),
         ),
         "fedlgd": Entry(
@@ -109,6 +116,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "clients train on virtual images of their own, drawn together by a set that the server distils (Huang et al. 2024)",
             distils=True,
             may_send=("gradient",),
+            alone="its server weighs clients otherwise than by images, and with some options needs their gradients",
             # the paper's 10,000 steps on 256 real images a class are a day of a CPU; larger steps go as far in a minute
             starter=MappingProxyType(
                 {
@@ -131,6 +139,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             distils=True,
             own_images="its clients distil images of their own",
             sends=("synthetic", "statistics"),
+            alone="its server needs the union of the images that clients send, no sum",
             # the report's 30 experts and 2,000 steps are hours of a CPU
             starter=MappingProxyType(
                 {
@@ -158,6 +167,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "the server distils every client's update through a generator's latents (Jia et al. 2024)",
             distils=True,
             own_images="its server distils what clients learn from images of their own",
+            alone="its server matches each client's own trajectory and needs each client's own update",
         ),
         "prioronly": Entry(
             "PriorOnly",
@@ -166,6 +176,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             fixed=MappingProxyType({"distill_steps": 0}),
             distils=True,
             own_images="its clients do nothing",
+            alone="its clients send nothing that could be summed",
             sends=(),
             starter=MappingProxyType({"algorithm.generator": "digits"}),
         ),

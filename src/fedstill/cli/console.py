@@ -42,6 +42,10 @@ QUIET = 60.0
 WORK = {
     "local": "clients train",
     "score": "clients score",
+    "keys": "sites exchange keys",
+    "shares": "sites exchange keys",
+    "masked": "sites train",
+    "unmask": "sites unmask the sum",
     "distil": "server distils",
     "train": "server trains",
     "evaluate": "evaluating",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedstill.run import Finished
     from fedstill.workplace import Venue
 
-__all__ = ["demo", "drive_and_say", "init", "resume", "run"]
+__all__ = ["demo", "drive_and_say", "init", "overrides_of", "resume", "run"]
 
 DEMO = ("feddgm", "fedavg", "prioronly")
 
@@ -85,7 +85,7 @@ def run(
     }
     if skip_bad:
         given["data.skip_bad"] = "true"
-    experiment = Experiment.read(file, [*(settings or ()), *_overrides(given)])
+    experiment = Experiment.read(file, [*(settings or ()), *overrides_of(given)])
     if dry_run:
         from fedstill.cost import estimate
 
@@ -113,7 +113,7 @@ def resume(
     if not file.exists():
         raise InputError(f"{folder} holds no run to resume: there is no {EXPERIMENT} in it")
     given = {"rounds": rounds, "engine.kind": engine, "engine.workers": workers, "engine.device": device}
-    experiment = Experiment.read(file, _overrides(given))
+    experiment = Experiment.read(file, overrides_of(given))
     drive_and_say(experiment, folder, as_json=as_json, quiet=quiet, resume=True)
 
 
@@ -129,7 +129,7 @@ def demo(
     experiments = {}
     for method in DEMO:
         with as_file(files("fedstill.demo").joinpath(f"{method}.toml")) as file:
-            experiments[out / method] = Experiment.read(file, _overrides({"engine.workers": workers}))
+            experiments[out / method] = Experiment.read(file, overrides_of({"engine.workers": workers}))
     folders = list(experiments)
     for folder, experiment in experiments.items():
         _check_demo(folder, experiment)
@@ -161,7 +161,8 @@ def _check_demo(folder: Path, wanted: Experiment) -> None:
         raise InputError(f"{folder} holds a run that is not this demo's: give another --out, or remove it")
 
 
-def _overrides(given: dict[str, Any]) -> list[str]:
+def overrides_of(given: dict[str, Any]) -> list[str]:
+    """``KEY=VALUE`` of what was given on the command line."""
     return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import shlex
 import time
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedstill.cli.experiments import Device, Json, Quiet, Rounds, Workers, drive_and_say
+from fedstill.cli.experiments import Device, Json, Quiet, Rounds, Workers, drive_and_say, overrides_of
 from fedstill.cli.imports import look_here
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def server(
             show_default="until all are",
         ),
     ] = None,
+    largest: Annotated[str, typer.Option(help="Largest answer of a site that is taken: 50 MB, 1.5 GiB.")] = "1 GB",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run that the folder holds; begin it where it holds none.")
     ] = False,
@@ -55,6 +58,7 @@ def server(
 ) -> None:
     """Run an experiment with real sites, which call this server over TLS and sign with their keys."""
     from fedstill.deployment.hosting import KINDS, Served, site_keys
+    from fedstill.deployment.sizes import parse_size
     from fedstill.errors import InputError
     from fedstill.experiment import Experiment
     from fedstill.folder import EXPERIMENT
@@ -64,16 +68,22 @@ def server(
     heed_termination()
     if resume and overwrite:
         raise InputError("--resume goes on with what --overwrite removes: give one of them")
-    host, port = _address(listen)
+    if wait is not None and not math.isfinite(wait):
+        raise InputError(f"--wait {wait}: give a number of seconds, or leave it out to wait for all sites")
+    try:
+        most = int(parse_size(largest))
+    except ValueError as error:
+        raise InputError(f"--largest {largest}: write it as {error}") from error
+    host, port = _address(listen, f"--listen {listen}")
     given = {"rounds": rounds, "engine.workers": workers, "engine.device": device, "engine.kind": KINDS}
-    overrides = [f"{key}={value}" for key, value in given.items() if value is not None]
-    experiment = Experiment.read(file, [*(settings or ()), *overrides])
+    experiment = Experiment.read(file, [*(settings or ()), *overrides_of(given)])
     venue = Served(
         keys=site_keys(keys / "sites"),
         certificate=keys / "server.pem",
         key=keys / "server.key",
         host=host,
         port=port,
+        largest=most,
         wait=wait,
         command=shlex.join(["--keys", str(keys), "--listen", listen]),
     )
@@ -101,14 +111,16 @@ def client(
     """Take part in a federation as the site that FILE describes, until interrupted."""
     from fedstill.deployment.checks import place_problems
     from fedstill.deployment.site import SiteSettings
-    from fedstill.errors import InputError
+    from fedstill.errors import InputError, printable
     from fedstill.files import private_folder
     from fedstill.folder import locked
 
     look_here()
 
     def say(text: str) -> None:
-        typer.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}", err=True)
+        # a server's words are among it: none of them makes a line that looks like one of ours
+        first, *rest = (printable(line, 500) for line in text.splitlines() or [""])
+        typer.echo("\n    ".join([f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {first}", *rest]), err=True)
 
     settings = SiteSettings.read(file)
     for key in ("address", "key"):
@@ -132,6 +144,7 @@ def _attend(settings: SiteSettings, say: Callable[[str], None], patience: float 
     address, authority, key = settings.server.address, settings.server.authority, settings.server.key
     assert address is not None
     assert key is not None
+    _address(address, f"server.address = '{address}'")
     door = Door(address, None if authority is None else Path(authority), private_key(Path(key)))
     prepare()
     heed_termination()
@@ -144,10 +157,15 @@ def _attend(settings: SiteSettings, say: Callable[[str], None], patience: float 
     )
 
 
-def _address(text: str) -> tuple[str, int]:
+def _address(text: str, where: str) -> tuple[str, int]:
+    """Host and port.
+
+    Raises:
+        InputError: it is no such thing; ``where`` says whose.
+    """
     from fedstill.errors import InputError
 
-    host, _, port = text.rpartition(":")
-    if not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
-        raise InputError(f"--listen {text}: write it as HOST:PORT, such as {LISTEN}")
-    return host.strip("[]"), int(port)
+    found = re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", text, re.ASCII)
+    if found is None or int(found[2]) > 65535:
+        raise InputError(f"{where}: write it as HOST:PORT, such as fed.example.org:9092")
+    return found[1].strip("[]"), int(found[2])

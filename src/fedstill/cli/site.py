@@ -123,6 +123,7 @@ def _facts(settings: SiteSettings, federation: Federation | None, found: Checked
         **asdict(found),
         "allow": list(settings.policy.allow),
         "largest": settings.policy.largest,
+        "secure": settings.policy.secure,
         "experiments": list(settings.policy.experiments),
         "experiment": None if federation is None else federation.identity,
     }
@@ -149,6 +150,8 @@ def _say(settings: SiteSettings, federation: Federation | None, found: Checked) 
         f"may not leave: {', '.join(word for word in WORDS if word not in policy.allow) or 'nothing is kept back'}"
     )
     typer.echo(f"largest message, either way: {size_text(policy.largest)}")
+    if policy.secure:
+        typer.echo("model weights: in a sum of several sites' alone")
     count = len(policy.experiments)
     typer.echo(f"experiments: {f'{count} by identity' if count else 'any'}")
     if settings.privacy.clip is not None:
@@ -168,10 +171,11 @@ def _say(settings: SiteSettings, federation: Federation | None, found: Checked) 
 def _privacy(settings: PrivacySettings) -> str:
     from fedstill.deployment.privacy import epsilon
 
-    told = ", ".join(f"{epsilon(rounds, settings.noise, settings.delta):.3g} after {rounds}" for rounds in (1, 10, 100))
+    counts = sorted({1, min(10, settings.answers), settings.answers})
+    told = ", ".join(f"{epsilon(count, settings.noise, settings.delta):.3g} after {count}" for count in counts)
     return (
         f"changes of the model are cut to a norm of {settings.clip:g}, with noise of {settings.noise:g} times that; "
-        f"at delta = {settings.delta:g}, epsilon is {told} rounds"
+        f"at delta = {settings.delta:g}, epsilon is {told} answers, and then no other leaves"
     )
 
 

@@ -9,23 +9,27 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from fedstill.bundle import Bundle
-from fedstill.deployment.checks import clock_problem, load_and_check, version_problem
+from fedstill.deployment.checks import clock_problem, load_and_check, place_problems, version_problem
 from fedstill.deployment.federation import Federation, code_named, form, identity, restored
 from fedstill.deployment.ledger import Direction, Entry, now, record
-from fedstill.deployment.messages import facts
-from fedstill.deployment.policy import against_reply, against_task
-from fedstill.deployment.privacy import privatised
+from fedstill.deployment.messages import Facts, facts
+from fedstill.deployment.policy import SUM_SENDS, against_reply, against_task
+from fedstill.deployment.privacy import SPENT, privatised, spend
 from fedstill.deployment.site import SiteSettings, as_site
-from fedstill.engines.client import SCORE, Work, client_desk, done, memory_before
+from fedstill.deployment.summing import Summing
+from fedstill.engines.client import LOCAL, MASKED, SCORE, SUM, Work, client_desk, done, memory_before
 from fedstill.engines.flower.calls import Call, Readiness
 from fedstill.engines.memory import Memory
 from fedstill.errors import Diverged, FedstillError, InputError, RunError, printable
 from fedstill.evaluate.scoring import has_own_images
 from fedstill.files import private_folder
+from fedstill.folder import SCRATCH, remove
 from fedstill.generators import PRIORS
 from fedstill.generators.files import prior_hash
 from fedstill.rounds import Algorithm, Desk, Failure, Site
@@ -49,11 +53,18 @@ class _Prepared:
     """What a run's work needs, made of its settings and the site's images once."""
 
     identity: str
-    federation: Federation
     algorithm: Algorithm
     site: Site
     desk: Desk
     threads: int
+
+
+class _New(NamedTuple):
+    """What a site is to remember of a round."""
+
+    memory: Memory
+    round: int
+    bundle: Bundle
 
 
 @dataclass
@@ -68,20 +79,25 @@ class SiteAttendant:
     settings: SiteSettings
     note: Callable[[str], None]
     _held: _Prepared | None = field(default=None, init=False, repr=False)
+    _new: _New | None = field(default=None, init=False, repr=False)
+    _summing: Summing = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._summing = Summing(self.settings.name)
 
     def ready(self, call: Call) -> Readiness:
         """Whether the site can take part in the run; it reads its images for that."""
-        empty = Bundle()
+        empty = facts(Bundle())
         if (problem := self._stranger(call) or self._clock(call)) is None:
             try:
                 # the policy before the work: what could not leave is not even loaded
                 federation = self._told(call)
                 problem = against_task(
                     self.settings.policy,
-                    facts(empty),
-                    "local",
+                    empty,
+                    MASKED if call.secure else LOCAL,
                     experiment=identity(call.settings),
-                    sends=federation.sends,
+                    sends={word for words in SUM_SENDS.values() for word in words} if call.secure else federation.sends,
                 )
                 own = problem is None and has_own_images(self._prepare(call).site)
                 scored = own and not self._private  # scores are counts of images, which noise on a model does not cover
@@ -104,15 +120,19 @@ class SiteAttendant:
 
     def work(self, call: Call, inbox: Bundle) -> Bundle | str:
         """The work done, its answer looked at and written down."""
+        self._new = None
         where = f"'{printable(call.experiment)}', round {call.round}, {printable(call.task)}"
         try:
-            refused = self._stranger(call) or self._against(call, inbox)
-            self._write(call, inbox, "in", refused)
+            arrived = facts(inbox)
+            refused = self._stranger(call) or self._against(call, arrived)
+            self._write(call, arrived, "in", refused)
             if refused is None:
-                outcome = self._work(call, inbox)
-                refused = outcome if isinstance(outcome, str) else against_reply(self.settings.policy, facts(outcome))
-                self._write(call, Bundle() if isinstance(outcome, str) else outcome, "out", refused)
+                outcome = self._summed(call, inbox) if call.task in SUM else self._work(call, inbox)
+                leaving = facts(Bundle() if isinstance(outcome, str) else outcome)
+                refused = outcome if isinstance(outcome, str) else against_reply(self.settings.policy, leaving)
+                self._write(call, leaving, "out", refused)
                 if not isinstance(outcome, str) and refused is None:
+                    self._remember()
                     self.note(f"{where}: done")
                     return outcome
         except FedstillError as error:
@@ -123,9 +143,18 @@ class SiteAttendant:
         assert refused is not None
         return refused
 
-    def unread(self, reason: str) -> None:
+    def unread(self, why: str, told: str) -> None:
         """See :class:`~fedstill.engines.flower.calls.Attendant`."""
-        self.note(f"a message was not read: {reason}")
+        self.note(f"a message was not read: {why}")
+        nothing = facts(Bundle())
+        try:
+            for way in ("in", "out"):
+                record(
+                    self.settings.ledger,
+                    Entry(time=now(), run="", round=0, task="unread", direction=way, facts=nothing, refused=told),
+                )
+        except FedstillError as error:
+            self.note(str(error))
 
     def _stranger(self, call: Call) -> str | None:
         """Why a message is not for this site."""
@@ -138,14 +167,18 @@ class SiteAttendant:
     def _clock(self, call: Call) -> str | None:
         return None if call.time is None else clock_problem(call.time, time.time())
 
-    def _against(self, call: Call, inbox: Bundle) -> str | None:
+    def _against(self, call: Call, arrived: Facts) -> str | None:
         try:
             sends = self._told(call).sends
         except InputError as error:
             self.note(str(error))
             return "the run's settings cannot be read"
         return against_task(
-            self.settings.policy, facts(inbox), call.task, experiment=identity(call.settings), sends=sends
+            self.settings.policy,
+            arrived,
+            call.task,
+            experiment=identity(call.settings),
+            sends=SUM_SENDS.get(call.task, sends),
         )
 
     def _told(self, call: Call) -> Federation:
@@ -155,18 +188,26 @@ class SiteAttendant:
                 f"the experiment names '{printable(foreign)}', code that is not fedstill's: name the experiment "
                 f"({identity(call.settings)}) in policy.experiments if the site is to run what is installed under that name"
             )
-        return Federation.of(restored(call.settings, self._priors()))
+        return Federation.of(restored(call.settings, self._priors))
+
+    def _summed(self, call: Call, inbox: Bundle) -> Bundle | str:
+        """The site's part in a secure sum; its work is that of ``local``, to the bit."""
+        folder = Path(self.settings.folder) / RUNS / call.run
+        return self._summing.answer(
+            call, inbox, folder, lambda call, inbox: self._work(replace(call, task=LOCAL), inbox)
+        )
 
     def _work(self, call: Call, inbox: Bundle) -> Bundle | str:
-        """The task's answer, or what the server is told of its failure. Memory is kept after success alone."""
+        """The task's answer, or what the server is told of its failure. What is to be remembered waits for its leaving."""
         try:
+            if problems := place_problems(self.settings):
+                raise RunError(problems[0])
             held = self._prepare(call)
-            folder = Path(self.settings.folder) / RUNS / call.run
-            private_folder(folder)
+            folder = self._place(call)
             memory = Memory(folder / "memory", kept=MEMORIES)
             before = _remembered(memory, self.settings.name, memory_before(call.round, call.task))
             desk = client_desk(
-                Desk(held.desk.seed, device=held.desk.device, scratch=folder / "scratch"),
+                Desk(held.desk.seed, device=held.desk.device, scratch=folder / SCRATCH),
                 call.round,
                 self.settings.name,
                 call.task,
@@ -178,12 +219,14 @@ class SiteAttendant:
             answer = outcome.answer.bundle
             if self._private:
                 answer = privatised(inbox, answer, self.settings.privacy)
+                spend(Path(self.settings.folder) / SPENT, self.settings.privacy.answers)
             if outcome.memory is not None:
-                memory.write(self.settings.name, call.round, outcome.memory)
+                self._new = _New(memory, call.round, outcome.memory)
             return answer
         except Diverged as error:
             self.note(str(error))
-            return "training diverged"
+            if not self._private:  # whether it did is a bit about the images, which noise does not cover
+                return "training diverged"
         except FedstillError as error:
             self.note(str(error))
         except Exception:
@@ -200,7 +243,7 @@ class SiteAttendant:
         if self._held is not None and self._held.identity == known:
             return self._held
         self._held = None  # the memory first
-        experiment = restored(call.settings, self._priors())
+        experiment = restored(call.settings, self._priors)
         federation = Federation.of(experiment)
         channels, size, normalisation = form(experiment)
         root = Seed.root(experiment.seed)
@@ -212,7 +255,6 @@ class SiteAttendant:
         world = experiment.world(federation.classes, normalisation, channels=channels, size=size)
         self._held = _Prepared(
             identity=known,
-            federation=federation,
             algorithm=experiment.algorithm.build(world, experiment.virtual),
             site=as_site(
                 self.settings,
@@ -226,22 +268,39 @@ class SiteAttendant:
         )
         return self._held
 
+    def _remember(self) -> None:
+        """What came of the work is remembered once its answer may leave: an answer that does not is none to build on."""
+        if self._new is not None:
+            self._new.memory.write(self.settings.name, self._new.round, self._new.bundle)
+            self._new = None
+
+    def _place(self, call: Call) -> Path:
+        """The run's folder. What another run left to be worked on further, which can be gigabytes, is removed."""
+        runs = Path(self.settings.folder) / RUNS
+        folder = runs / call.run
+        private_folder(folder)
+        for other in runs.glob(f"*/{SCRATCH}"):
+            if other.parent != folder:
+                remove(other)
+        return folder
+
     @property
     def _private(self) -> bool:
         return self.settings.privacy.clip is not None
 
+    @cached_property
     def _priors(self) -> Mapping[str, str]:
-        """By content, those that fedstill brings and those that the site has."""
+        """By content, read once: those that fedstill brings and those that the site has."""
         return {prior_hash(each): each for each in (*PRIORS, *self.settings.priors)}
 
-    def _write(self, call: Call, message: Bundle, way: Direction, refused: str | None) -> None:
+    def _write(self, call: Call, message: Facts, way: Direction, refused: str | None) -> None:
         entry = Entry(
             time=now(),
             run=call.experiment,
             round=call.round,
             task=call.task,
             direction=way,
-            facts=facts(message),
+            facts=message,
             refused=refused,
         )
         record(self.settings.ledger, entry)

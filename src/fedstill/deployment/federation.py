@@ -16,12 +16,13 @@ from typing import Any, Literal
 from fedstill.algorithms import ALGORITHMS
 from fedstill.data.shard import Normalisation
 from fedstill.deployment.policy import NUMBERS, word_of
+from fedstill.engines.client import LEAST
 from fedstill.errors import InputError
 from fedstill.experiment import Experiment, by_content
+from fedstill.method import Method
 
-__all__ = ["Federation", "agreed", "code_named", "form", "identity", "restored"]
+__all__ = ["Federation", "agreed", "check_summable", "code_named", "form", "identity", "restored"]
 
-_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _CONTENT = re.compile(r"[0-9a-f]{64}")
 
 _SHARED = ("size", "channels", "fit", "classes", "mean", "std")
@@ -68,6 +69,12 @@ class Federation:
             raise InputError(
                 "data.classes is missing: sites find their classes by name, so a federation's experiment lists all of them"
             )
+        for key in ("privacy_epsilon", "noise_multiplier"):
+            if getattr(method.options, key, None):
+                raise InputError(
+                    f"algorithm.{key}: its noise comes from the run's seed, which a federation's server knows and could take it "
+                    "off with; leave it out, and let sites set [privacy]"
+                )
         entry = ALGORITHMS.get(method.name)
         return cls(
             classes=data.classes,
@@ -79,6 +86,12 @@ class Federation:
             may_send=() if entry is None else _words(entry.may_send),
             identity=identity(agreed(experiment)),
         )
+
+
+_HEADS = frozenset(
+    ("seed", "cohort", "quorum", "threads", "farthest", "start", "data", "model", "algorithm", "virtual")
+)
+"""What :func:`agreed` tells of."""
 
 
 def agreed(experiment: Experiment) -> dict[str, Any]:
@@ -117,6 +130,8 @@ def restored(settings: Mapping[str, Any], priors: Mapping[str, str]) -> Experime
     table: dict[str, Any] = {}
     for key, value in settings.items():
         head, _, rest = key.partition(".")
+        if head not in _HEADS or (head == "data" and rest not in _SHARED):
+            raise InputError(f"'{key}' is no setting that concerns a site")
         if value is None or head == "start":
             continue
         if head == "algorithm" and isinstance(value, str) and _CONTENT.fullmatch(value):
@@ -129,12 +144,15 @@ def restored(settings: Mapping[str, Any], priors: Mapping[str, str]) -> Experime
 
 
 def code_named(settings: Any) -> str | None:
-    """The first ``package.module:factory`` among ``settings``; None where there is none."""
+    """The first text among ``settings`` by which code could be meant that is not fedstill's: any with a colon, wherever it
+    stands, but for names of classes. None where there is none.
+    """
     if isinstance(settings, Mapping):
-        settings = list(settings.values())
+        kept = {key: value for key, value in settings.items() if key != "data.classes"}
+        settings = [*kept.keys(), *kept.values()]
     if isinstance(settings, list | tuple):
         return next((found for each in settings if (found := code_named(each)) is not None), None)
-    return settings if isinstance(settings, str) and _FACTORY.fullmatch(settings) else None
+    return settings if isinstance(settings, str) and ":" in settings else None
 
 
 def form(experiment: Experiment) -> tuple[int, tuple[int, int], Normalisation]:
@@ -159,6 +177,29 @@ def form(experiment: Experiment) -> tuple[int, tuple[int, int], Normalisation]:
         raise InputError(f"data.mean and data.std: give {data.channels} numbers each, one a channel")
     size = (data.size, data.size) if isinstance(data.size, int) else data.size
     return data.channels, size, Normalisation(data.mean, data.std)
+
+
+def check_summable(method: Method, asked: int) -> None:
+    """That a sum of models is all that the server needs, and that it would hide each of them.
+
+    Raises:
+        InputError: it needs more, or too few sites are asked.
+    """
+    entry = ALGORITHMS.get(method.name)
+    why = "fedstill does not know whether its server can do with a sum" if entry is None else entry.alone
+    if why:
+        raise InputError(f"engine.secure = true: '{method.name}' does not go with secure aggregation, for {why}")
+    rule = getattr(method.options, "rule", "mean")
+    if rule != "mean":
+        raise InputError(
+            f"algorithm.rule = '{rule}': it compares clients' models one by one, which engine.secure = true hides; "
+            "use rule = 'mean', or set engine.secure to false"
+        )
+    if asked < LEAST:
+        raise InputError(
+            f"engine.secure = true: {asked} sites are asked in a round, and a sum hides nothing of fewer than {LEAST}; "
+            "raise cohort, or set engine.secure to false"
+        )
 
 
 def _prior(key: str, content: str, priors: Mapping[str, str]) -> str:

@@ -17,12 +17,12 @@ import torch
 from fedstill.data.partition import Partition
 from fedstill.data.shard import Normalisation, Shard
 from fedstill.data.sources import Loaded, digest, load
-from fedstill.deployment.federation import Federation, agreed, form
+from fedstill.deployment.federation import Federation, agreed, check_summable, form
 from fedstill.engines.memory import Memory
-from fedstill.errors import InputError
+from fedstill.errors import InputError, listed
 from fedstill.experiment import Experiment, Parts
 from fedstill.folder import FEDERATION
-from fedstill.rounds import CLIENT_NAME, Desk
+from fedstill.rounds import CLIENT_NAME, Desk, Engine, cohort_size
 from fedstill.runtime import Processes, Spent
 from fedstill.seeds import Seed
 from fedstill.sites import Uses
@@ -63,6 +63,7 @@ class Served:
         keys: the file of its public key, by site. These are the run's clients.
         certificate, key: of the server, PEM files.
         host, port: to listen on; port 0 takes a free one.
+        largest: bytes that an answer of a site may take on its way.
         wait: seconds after which the run begins with the sites that are ready, if they are the quorum; None: all are waited for.
         pause: seconds between questions to a site that was not ready.
         command: options by which ``fedstill server`` comes to the same keys and address, for whoever goes on with the run.
@@ -73,6 +74,7 @@ class Served:
     key: Path
     host: str
     port: int
+    largest: int = 1_000_000_000
     wait: float | None = None
     pause: float = 10.0
     command: str = ""
@@ -80,6 +82,8 @@ class Served:
     def parts(self, experiment: Experiment) -> Parts:
         """A run without training images: form and classes are stated, test images are the server's own where it has some."""
         Federation.of(experiment)
+        if experiment.engine.secure:
+            check_summable(experiment.algorithm, cohort_size(experiment.cohort, tuple(self.keys), experiment.quorum))
         channels, size, normalisation = form(experiment)
         if experiment.evaluate.gradients:
             raise InputError("evaluate.gradients = true: it needs all sites' images in one place; set it to false")
@@ -118,15 +122,16 @@ class Served:
         from fedstill.engines.flower.calls import run_facts
         from fedstill.engines.flower.gathering import gathered
         from fedstill.engines.flower.post import FlowerEngine
+        from fedstill.engines.flower.secure import SecureEngine
         from fedstill.engines.flower.superlink import Tls, public_key, superlink
 
         keys = {site: public_key(_read(path), str(path)) for site, path in self.keys.items()}
         _distinct(keys)
         run = (_kept(kept) if kept is not None else None) or secrets.token_hex(16)
-        facts = run_facts(run, experiment.name, agreed(experiment))
+        facts = run_facts(run, experiment.name, agreed(experiment), secure=experiment.engine.secure)
         tls = Tls(self.certificate, self.key)
-        with superlink(keys, host=self.host, port=self.port, tls=tls) as hosted:
-            note(f"listening on {self.host}:{hosted.port} for {len(keys)} sites")
+        with superlink(keys, host=self.host, port=self.port, tls=tls, largest=self.largest) as hosted:
+            note(f"listening on {self.host}:{hosted.port} for {listed(list(keys))}")
             there = gathered(
                 hosted,
                 facts,
@@ -137,16 +142,19 @@ class Served:
                 note=note,
             )
             spent = Spent()
-            engine = FlowerEngine(
+            engine: Engine = FlowerEngine(
                 hosted.grid,
                 hosted.nodes,
                 desk,
                 None,
                 spent,
                 also=facts,
+                online=hosted.online,
                 timeout=experiment.engine.timeout,
                 pause=0.1,
             )
+            if experiment.engine.secure:
+                engine = SecureEngine(engine, run, experiment.engine.secure_range)
             if experiment.engine.workers > 1:
                 processes = Processes(experiment.engine.workers, experiment.threads)
                 desk, spent = replace(desk, map=processes), processes.spent
@@ -161,6 +169,10 @@ def _test_images(experiment: Experiment, seed: Seed, nothing: Shard) -> Shard:
     data = experiment.data
     if data.test is None:
         return nothing
+    if data.source == "digits":
+        raise InputError(
+            f"data.test = '{data.test}': data.source = 'digits' reads no file; say what it is: folder, parquet or arrays"
+        )
     settings = replace(data, path=data.test, test=None, limit=data.test_limit, test_limit=None, corruptions=None)
     return load(settings, seed.at("data"), split=False).train
 

@@ -22,9 +22,10 @@ from pydantic import ConfigDict, Field
 
 from fedstill.deployment.messages import Facts
 from fedstill.deployment.sizes import Size
+from fedstill.engines.client import KEYS, LOCAL, MASKED, SCORE, SHARES, SUM, UNMASK
 from fedstill.errors import printable
 
-__all__ = ["NUMBERS", "TASKS", "WORDS", "Policy", "Word", "against_reply", "against_task", "word_of"]
+__all__ = ["NUMBERS", "SUM_SENDS", "TASKS", "WORDS", "Policy", "Word", "against_reply", "against_task", "word_of"]
 
 NUMBERS = "numbers"
 """The word for what is in no group of tensors."""
@@ -58,14 +59,20 @@ WORDS: Mapping[str, Word] = MappingProxyType(
         ),
         "latents": Word("latents", "what a generator makes such images of; no method of fedstill's sends it"),
         "optimiser state": Word("optimiser", "running means of gradients; no method of fedstill's sends it"),
+        "keys": Word("keys", "keys made for one secure sum, and shares of them: nothing of the site's images"),
     }
 )
 """Every group that a message can have, in words; the order is that of the table in docs/sites.md."""
 
 _BY_GROUP = {word.group: name for name, word in WORDS.items() if word.group}
 
-TASKS = ("local", "score")
+TASKS = (LOCAL, SCORE, *SUM)
 """What a server may ask for."""
+
+SUM_SENDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {KEYS: ("keys",), SHARES: ("keys",), MASKED: ("model weights",), UNMASK: ("keys",)}
+)
+"""Words for what a site's part in a secure sum sends, by task; a masked model is still one."""
 
 _SUFFIX = re.compile(
     r"[A-Za-z0-9._-][A-Za-z0-9._ -]{0,63}"
@@ -92,11 +99,12 @@ class Policy:
                 "synthetic images",
                 "latents",
                 "optimiser state",
+                "keys",
             ],
             ...,
         ],
         Field(description="what may leave the site; docs/sites.md says what each word gives away"),
-    ] = ("model weights", "numbers")
+    ] = ("model weights", "numbers", "keys")
     largest: Annotated[Size, Field(description="a larger message is refused, in either direction: 50 MB, 1.5 GiB")] = (
         50_000_000
     )
@@ -104,6 +112,9 @@ class Policy:
         tuple[Hash, ...],
         Field(description="identities of the experiments that the site takes part in; empty = any"),
     ] = ()
+    secure: Annotated[
+        bool, Field(description="the site's model leaves in a sum of several sites' alone (secure aggregation)")
+    ] = False
 
 
 def word_of(group: str) -> str | None:
@@ -130,6 +141,8 @@ def against_task(
         return f"the site knows no task '{printable(task)}'"
     if policy.experiments and experiment not in policy.experiments:
         return "the site's policy does not name this experiment"
+    if policy.secure and task == LOCAL:
+        return "the site sends its model in a sum alone: the experiment needs engine.secure = true"
     if inbox.bytes > policy.largest:
         return "the message is larger than the site's policy takes"
     if strangers := _strangers(inbox):

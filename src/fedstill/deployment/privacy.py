@@ -6,20 +6,25 @@ their trusted server):
 
     Δ' = Δ · min(1, S / ‖Δ‖) + N(0, (z S)² I),      reply' = sent + Δ'
 
-S is ``clip`` and z is ``noise``. Whatever the site's images are, two such Δ lie at most 2 S apart, so T rounds are μ-Gaussian
+S is ``clip`` and z is ``noise``. Whatever the site's images are, two such Δ lie at most 2 S apart, so T answers are μ-Gaussian
 differentially private with μ = 2 √T / z, and ε and δ follow exactly (Dong, Roth, Su, JRSS B 2022, Corollary 2.13):
 
     δ = Φ(−ε/μ + μ/2) − e^ε Φ(−ε/μ − μ/2)
 
 Flower's mods do the same to messages of one array record; here it is done before the policy and the ledger look at the answer,
 with noise of the system's own randomness, never of the run's seed, which the server knows.
+
+An answer counts whether it was asked for in a new round, again, or by another run, so a site counts them (:func:`spend`).
+Noise of floating-point numbers is not quite a Gaussian's (Mironov, CCS 2012), of which the formulas know nothing.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -30,8 +35,12 @@ from scipy.special import log_ndtr
 
 from fedstill.bundle import Bundle
 from fedstill.errors import InputError
+from fedstill.files import write_json
 
-__all__ = ["PrivacySettings", "epsilon", "privatised"]
+__all__ = ["SPENT", "PrivacySettings", "epsilon", "privatised", "spend"]
+
+SPENT = "privacy.json"
+"""In the site's folder: how many noised answers have left."""
 
 MODEL, EXAMPLES = "model", "examples"
 _STATISTICS = ("running_mean", "running_var")
@@ -51,9 +60,12 @@ class PrivacySettings:
         ),
     ] = None
     noise: Annotated[
-        float, Field(gt=0, description="standard deviation of the noise added to it, in units of clip")
+        float, Field(ge=1e-3, le=1e6, description="standard deviation of the noise added to it, in units of clip")
     ] = 1.0
-    delta: Annotated[float, Field(gt=0, lt=1, description="δ for which 'fedstill site check' gives ε")] = 1e-5
+    answers: Annotated[
+        int, Field(ge=1, description="noised answers that may leave in all, of all runs; after so many none does")
+    ] = 100
+    delta: Annotated[float, Field(ge=1e-12, lt=1, description="δ for which 'fedstill site check' gives ε")] = 1e-5
 
 
 def privatised(sent: Bundle, reply: Bundle, settings: PrivacySettings) -> Bundle:
@@ -85,8 +97,8 @@ def privatised(sent: Bundle, reply: Bundle, settings: PrivacySettings) -> Bundle
     model = {
         name: (
             before[name].double()
-            + scale * change
-            + torch.from_numpy(draw.normal(0.0, settings.noise * settings.clip, tuple(change.shape)))
+            # the change and its noise first: in a sum with what the server chose, the change's own last bits would come before
+            + (scale * change + torch.from_numpy(draw.normal(0.0, settings.noise * settings.clip, tuple(change.shape))))
         ).to(after[name].dtype)
         for name, change in changes.items()
     }
@@ -94,9 +106,9 @@ def privatised(sent: Bundle, reply: Bundle, settings: PrivacySettings) -> Bundle
     return Bundle({MODEL: model}, numbers)
 
 
-def epsilon(rounds: int, noise: float, delta: float) -> float:
-    """ε of ``rounds`` answers: what the module's second formula gives for ``delta``."""
-    mu = 2 * math.sqrt(rounds) / noise
+def epsilon(answers: int, noise: float, delta: float) -> float:
+    """ε of so many answers: what the module's second formula gives for ``delta``."""
+    mu = 2 * math.sqrt(answers) / noise
     most = mu * mu / 2 + mu * 40  # beyond the normal distribution's tail
     if _delta(0.0, mu) <= delta:
         return 0.0
@@ -105,3 +117,19 @@ def epsilon(rounds: int, noise: float, delta: float) -> float:
 
 def _delta(epsilon: float, mu: float) -> float:
     return math.exp(log_ndtr(-epsilon / mu + mu / 2)) - math.exp(epsilon + log_ndtr(-epsilon / mu - mu / 2))
+
+
+def spend(path: Path, most: int) -> None:
+    """Count one more noised answer in the file ``path``, before it leaves.
+
+    Raises:
+        InputError: ``most`` have left already, or the file cannot be read.
+        RunError: it cannot be written.
+    """
+    try:
+        spent = int(json.loads(path.read_text(encoding="utf-8"))["answers"]) if path.exists() else 0
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): nothing leaves until it is put back") from error
+    if spent >= most:
+        raise InputError(f"{spent} noised answers have left, and privacy.answers = {most}: no other does")
+    write_json(path, {"answers": spent + 1})

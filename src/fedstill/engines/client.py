@@ -9,9 +9,31 @@ from fedstill.bundle import Bundle
 from fedstill.errors import FedstillError
 from fedstill.rounds import Algorithm, Desk, Failure, Reply, Site
 
-__all__ = ["SCORE", "Done", "Work", "client_desk", "do", "done", "memory_before"]
+__all__ = [
+    "KEYS",
+    "LEAST",
+    "LOCAL",
+    "MASKED",
+    "SCORE",
+    "SHARES",
+    "SUM",
+    "UNMASK",
+    "Done",
+    "Work",
+    "client_desk",
+    "do",
+    "done",
+    "memory_before",
+]
 
-SCORE = "score"
+LOCAL, SCORE = "local", "score"
+
+SUM = KEYS, SHARES, MASKED, UNMASK = "keys", "shares", "masked", "unmask"
+"""The four exchanges by which sites do their ``local`` work and the server gets to know the sum alone, in order."""
+
+
+LEAST = 3
+"""Sites of such a sum: of two, each could take its own part away and would see the other's."""
 
 
 class Work(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -43,6 +44,7 @@ class Call:
         client: the site's name as the server knows it.
         round: 0 in the question whether the site is ready.
         task: what is asked for; ``ready`` in that question.
+        secure: whether models are to leave sites in a sum alone.
         time: of the server's clock, seconds since 1970; None where it is not said.
     """
 
@@ -54,6 +56,7 @@ class Call:
     round: int
     task: str
     time: float | None
+    secure: bool = False
 
     @classmethod
     def read(cls, content: RecordDict) -> Call:
@@ -71,7 +74,13 @@ class Call:
             raise InputError(f"the message does not say what it is: {error}") from error
         if not _RUN.fullmatch(text["run"]) or not 0 <= number < 10**9 or not isinstance(settings, dict):
             raise InputError("the message does not say of which run it is")
-        return cls(settings=settings, round=number, time=clock if isinstance(clock, float) else None, **text)
+        return cls(
+            settings=settings,
+            round=number,
+            time=clock if isinstance(clock, float) else None,
+            secure=about.get("secure") is True,
+            **text,
+        )
 
 
 @dataclass(frozen=True)
@@ -99,17 +108,18 @@ class Readiness:
         return cls(printable(about["reason"], 200) or None, about.get("scored") is True)
 
 
-def run_facts(run: str, experiment: str, settings: Mapping[str, Any]) -> dict[str, str]:
+def run_facts(run: str, experiment: str, settings: Mapping[str, Any], *, secure: bool = False) -> dict[str, str | bool]:
     """What every message of a run says, as :meth:`Call.read` reads it."""
     return {
         "run": run,
         "experiment": experiment,
         "settings": json.dumps(settings),
         "version": fedstill.__version__,
+        "secure": secure,
     }
 
 
-def question(facts: Mapping[str, str], client: str) -> RecordDict:
+def question(facts: Mapping[str, str | bool], client: str) -> RecordDict:
     """The content of :data:`READY`."""
     about: dict[str, Any] = {**facts, "client": client, "round": 0, "task": "ready", "time": time.time()}
     return RecordDict({CONTROL: ConfigRecord(about)})
@@ -126,8 +136,8 @@ class Attendant(Protocol):
         """What the work made, or why there is nothing, as the server may know it."""
         ...
 
-    def unread(self, reason: str) -> None:
-        """A message came that could not be read."""
+    def unread(self, why: str, told: str) -> None:
+        """A message came that could not be read; ``told`` is what the server is told of it."""
         ...
 
 
@@ -136,25 +146,36 @@ def answering(attendant: Attendant) -> Callable[[str, RecordDict | None], Record
 
     def answer(kind: str, content: RecordDict | None) -> RecordDict:
         try:
-            if content is None:
-                raise InputError("it is larger than the site takes, or damaged")
-            call = Call.read(content)
-            if kind == READY:
-                return attendant.ready(call).to_records()
-            if kind != WORK:
-                raise InputError(f"the site knows no message '{printable(kind)}'")
-            inbox = from_records(content)
+            return _answer(attendant, kind, content)
         except InputError as error:
-            attendant.unread(str(error))
-            return _refusal(str(error))
-        done = attendant.work(call, inbox)
-        if isinstance(done, str):
-            return _refusal(done)
-        records = to_records(done)
-        records[CONTROL] = ConfigRecord({})
-        return records
+            why = told = str(error)
+        except Exception:
+            # what a stranger's message can trip over is not all known; it must not end the site's program
+            why, told = traceback.format_exc(), "the site cannot make anything of the message"
+        attendant.unread(why, told)
+        return _refusal(told)
 
     return answer
+
+
+def _answer(attendant: Attendant, kind: str, content: RecordDict | None) -> RecordDict:
+    """
+    Raises:
+        InputError: the message cannot be read.
+    """
+    if content is None:
+        raise InputError("it is larger than the site takes, or damaged")
+    call = Call.read(content)
+    if kind == READY:
+        return attendant.ready(call).to_records()
+    if kind != WORK:
+        raise InputError(f"the site knows no message '{printable(kind)}'")
+    done = attendant.work(call, from_records(content))
+    if isinstance(done, str):
+        return _refusal(done)
+    records = to_records(done)
+    records[CONTROL] = ConfigRecord({})
+    return records
 
 
 def _refusal(reason: str) -> RecordDict:

@@ -9,15 +9,16 @@ from collections.abc import Callable, Mapping
 from flwr.app import Message
 
 from fedstill.engines.flower.calls import READY, Readiness, question
+from fedstill.engines.flower.post import Pulling, push
 from fedstill.engines.flower.superlink import Hosted
-from fedstill.errors import RunError
+from fedstill.errors import RunError, listed
 
 __all__ = ["gathered"]
 
 
 def gathered(
     hosted: Hosted,
-    facts: Mapping[str, str],
+    facts: Mapping[str, str | bool],
     *,
     least: int,
     wait: float | None,
@@ -45,6 +46,7 @@ def gathered(
         RunError: time is up, and fewer are ready.
     """
     ready: dict[str, Readiness] = {}
+    pull = Pulling(hosted.grid, pause)
     asked: dict[str, str] = {}  # message → site
     due = dict.fromkeys(hosted.nodes, 0.0)
     told: dict[str, str] = {}
@@ -55,10 +57,14 @@ def gathered(
         for site in sorted(hosted.online()):
             if site not in ready and site not in asked.values() and due[site] <= now:
                 message = Message(question(facts, site), hosted.nodes[site], READY)
-                asked |= dict.fromkeys(filter(None, hosted.grid.push_messages([message])), site)
-        for message in hosted.grid.pull_messages(list(asked)) if asked else ():
-            site = asked.pop(message.metadata.reply_to_message_id)
-            answer = Readiness("it went away") if message.has_error() else Readiness.read(message.content)
+                if (identity := push(hosted.grid, message)) is not None:
+                    asked[identity] = site
+        for identity, found in pull(asked):
+            site = asked.pop(identity)
+            if found is None:
+                answer = Readiness("its answer cannot be read")
+            else:
+                answer = Readiness("it went away") if found.has_error() else Readiness.read(found.content)
             if answer.reason is None:
                 ready[site] = answer
                 note(f"site '{site}' is ready")
@@ -70,8 +76,10 @@ def gathered(
         if now > until:
             if len(ready) >= least:
                 break
+            missing = listed([site for site in hosted.nodes if site not in ready])
             raise RunError(
-                f"{len(ready)} of {len(hosted.nodes)} sites are ready after {wait:g} s, and the quorum is {least}"
+                f"{len(ready)} of {len(hosted.nodes)} sites are ready after {wait:g} s, and the quorum is {least}: "
+                f"not ready is {missing}"
             )
         time.sleep(pause)
     return {site: ready[site] for site in hosted.nodes if site in ready}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -53,7 +54,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fedstill.engines.flower.gate import PIECE
 from fedstill.errors import InputError
+from fedstill.files import check_private
 
 __all__ = ["Answer", "Door", "private_key", "serve"]
 
@@ -71,6 +74,10 @@ Answer = Callable[[str, RecordDict | None], RecordDict]
 
 class _Lost(Exception):
     """The server cannot be reached, or does not know this node any more."""
+
+
+class _Distrusted(_Lost):
+    """What answers there shows a certificate that is not trusted."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +112,10 @@ def private_key(path: Path) -> EllipticCurvePrivateKey:
     """A site's key.
 
     Raises:
-        InputError: it cannot be read, is encrypted, or is no elliptic-curve key.
+        InputError: it cannot be read, others may read it, it is encrypted, or no elliptic-curve key.
     """
     try:
+        check_private(path)
         key = load_ssh_private_key(path.read_bytes(), password=None)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -129,9 +137,8 @@ def serve(
     note: Callable[[str], None],
     patience: float | None = None,
     pause: float = 1.0,
-    stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Answer the server's messages until ``stop`` or an interrupt; where the connection is lost it is made again.
+) -> NoReturn:
+    """Answer the server's messages until an interrupt; where the connection is lost it is made again.
 
     Args:
         door: how the server is reached.
@@ -141,7 +148,6 @@ def serve(
         note: hears when the connection comes and goes.
         patience: seconds without a connection after which the site gives up; None: it never does.
         pause: seconds between looks for a message.
-        stop: asked between looks.
 
     Raises:
         InputError: the server is not one of the CA, or ``patience`` is over.
@@ -149,42 +155,31 @@ def serve(
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with _client(door) as client:
-        _serve(client, door, answer, largest=largest, note=note, patience=patience, pause=pause, stop=stop)
-
-
-def _serve(
-    client: FleetHttpClient,
-    door: Door,
-    answer: Answer,
-    *,
-    largest: int,
-    note: Callable[[str], None],
-    patience: float | None,
-    pause: float,
-    stop: Callable[[], bool],
-) -> None:
-    told, wait, since = "", pause, time.monotonic()
-    while not stop():
-        try:
-            with _signed_in(client, door) as node:
-                note(f"connected to {door.address}")
-                told, wait = "", pause
-                while not stop():
-                    since = time.monotonic()
-                    if not _answered(client, node, answer, largest):
-                        time.sleep(pause)
-        except _Lost as lost:
-            if str(lost) != told:
-                told = str(lost)
-                note(f"{told}; trying again")
-            if patience is not None and time.monotonic() - since > patience:
-                raise InputError(f"{told}, for {patience:g} s") from lost
-            time.sleep(wait)
-            wait = min(wait * 2, _LONGEST_WAIT)
+        told, wait, since, known = "", pause, time.monotonic(), False
+        while True:
+            try:
+                with _signed_in(client, door) as node:
+                    note(f"connected to {door.address}")
+                    told, wait, known = "", pause, True
+                    while True:
+                        since = time.monotonic()
+                        if not _answered(client, node, answer, largest):
+                            time.sleep(pause)
+            except _Lost as lost:
+                # at the first try a file is wrong; later somebody is on the way, or a certificate is a day late
+                if isinstance(lost, _Distrusted) and not known:
+                    raise InputError(str(lost)) from lost
+                if str(lost) != told:
+                    told = str(lost)
+                    note(f"{told}; trying again")
+                if patience is not None and time.monotonic() - since > patience:
+                    raise InputError(f"{told}, for {patience:g} s") from lost
+                time.sleep(wait)
+                wait = min(wait * 2, _LONGEST_WAIT)
 
 
 def _client(door: Door) -> FleetHttpClient:
-    return FleetHttpClient(
+    client = FleetHttpClient(
         f"https://{door.address}",
         interceptors=[
             RuntimeVersionHttpInterceptor(component_name="SuperNode"),
@@ -193,6 +188,22 @@ def _client(door: Door) -> FleetHttpClient:
         verify=door.context(),
         timeout=_CALL,
     )
+    inner = client._client
+    inner.follow_redirects = False  # a server must not send a site elsewhere, least of all without TLS
+    inner.headers["accept-encoding"] = "identity"  # a megabyte may unpack to a gigabyte
+    inner.event_hooks = {"response": [_bounded]}
+    return client
+
+
+def _bounded(response: httpx.Response) -> None:
+    """Before an answer is read: that it says how long it is, and is no longer than a piece may be.
+
+    Raises:
+        httpx.RemoteProtocolError: otherwise.
+    """
+    length = response.headers.get("content-length", "")
+    if not length.isdigit() or int(length) > PIECE or "content-encoding" in response.headers:
+        raise httpx.RemoteProtocolError("an answer of unknown or too great length", request=response.request)
 
 
 @contextmanager
@@ -210,12 +221,14 @@ def _signed_in(client: FleetHttpClient, door: Door) -> Iterator[Node]:
             with suppress(httpx.HTTPError, RuntimeError, ValueError):
                 client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=node, heartbeat_interval=BEAT))
 
-    threading.Thread(target=live, daemon=True, name="signs of life").start()
+    thread = threading.Thread(target=live, daemon=True, name="signs of life")
+    thread.start()
     try:
         with _calling(door):
             yield node
     finally:
         over.set()
+        thread.join(BEAT)  # a sign of life after the goodbye would take that back
         # a node that says goodbye may come again at once
         with suppress(httpx.HTTPError, RuntimeError, ValueError):
             client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
@@ -227,23 +240,28 @@ def _calling(door: Door) -> Iterator[None]:
     try:
         yield
     except httpx.HTTPStatusError as error:
+        if error.response.status_code == httpx.codes.FORBIDDEN:
+            raise _Lost("the server does not have this site's public key") from error
         if error.response.status_code == httpx.codes.UNAUTHORIZED:
             raise _Lost(
-                "the server does not accept this node's signature: it was started anew, or the clocks differ"
+                "the server does not accept this site's signature: it was started anew, or the clocks differ"
             ) from error
         if "2004" in error.response.text:
             raise _Lost(
-                "the server has no place for this site: it does not have the site's public key, or counts a client of the site "
-                f"as connected, as up to {2 * BEAT} s after one was killed"
+                f"the server counts a client of this site as connected, as up to {2 * BEAT} s after one was killed"
             ) from error
         raise _Lost(f"the server answers with an error ({error.response.status_code})") from error
     except (httpx.HTTPError, OSError) as error:
         if (found := _distrust(error)) is not None:
-            raise InputError(
+            raise _Distrusted(
                 f"what answers at {door.address} has no certificate of the CA that this site trusts ({found}): compare the "
                 "CA's file and the server's name with what the server's administrator says"
             ) from error
         raise _Lost(f"no server of this kind answers at {door.address}") from error
+    except _Lost:
+        raise
+    except Exception as error:  # Flower has many classes for what it cannot read or does not find
+        raise _Lost(f"what answers at {door.address} is not understood ({type(error).__name__})") from error
 
 
 def _distrust(error: BaseException | None) -> str | None:

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
+from queue import Empty, Queue
 from typing import Any, NamedTuple
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -26,7 +30,7 @@ from fedstill.errors import InputError, RunError, printable
 from fedstill.rounds import Desk, Failure, Reply
 from fedstill.runtime import Spent
 
-__all__ = ["CONTROL", "NAME", "WORK", "FlowerEngine", "roll_call"]
+__all__ = ["CONTROL", "NAME", "WORK", "FlowerEngine", "Pulling", "push", "roll_call"]
 
 NAME, WORK = "query.name", "train.work"
 """The messages: who are you, and a piece of work."""
@@ -66,6 +70,7 @@ class FlowerEngine:
             keep their own.
         spent: is told what clients' processes took, in a simulation.
         also: what every message says of its run beside round, task and client.
+        online: clients whose nodes are connected now; None: all are. Who is not is a Failure at once.
         timeout: seconds from a message's sending after which its client is a Failure; None: it is waited for.
         at_once: messages under way. More than there are processes wait for one, and with a ``timeout`` that counts.
         pause: seconds between looks for answers.
@@ -78,11 +83,17 @@ class FlowerEngine:
     desk: Desk
     memory: Memory | None
     spent: Spent
-    also: Mapping[str, str] = field(default_factory=dict)
+    also: Mapping[str, str | bool] = field(default_factory=dict)
+    online: Callable[[], frozenset[str]] | None = None
     timeout: float | None = None
     at_once: int = AT_ONCE
     pause: float = 0.02
     pauses: tuple[float, ...] = (1.0, 5.0, 15.0)
+
+    @cached_property
+    def strangers(self) -> Pulling:
+        """Answers of real sites, as they come."""
+        return Pulling(self.grid, self.pause)
 
     def clients(self) -> Sequence[str]:
         return list(self.nodes)
@@ -97,7 +108,7 @@ class FlowerEngine:
             for sent in self._next(again, unsent, self.at_once - len(waiting)):
                 identity = self._send(number, sent.client, outbox[sent.client], task)
                 if identity is None:
-                    answers.append(Failure(sent.client, "is not connected any more"))
+                    answers.append(Failure(sent.client, "is not connected"))
                 else:
                     waiting[identity] = sent
             answers += self._arrived(waiting, again, number, task)
@@ -119,25 +130,29 @@ class FlowerEngine:
         return due + [_Sent(client, deadline) for client in islice(unsent, max(0, room - len(due)))]
 
     def _send(self, number: int, client: str, inbox: Bundle, task: str) -> str | None:
-        """Its identity; None where Flower does not know the node any more."""
+        """Its identity; None where the node is not connected."""
+        if self.online is not None and client not in self.online():
+            return None
         content = to_records(inbox)
         about: dict[str, Any] = {**self.also, "round": number, "task": task, "client": client}
         if self.memory is not None:
             about["memory"] = self.memory.read(client, memory_before(number, task)).to_bytes()
         content[CONTROL] = ConfigRecord(about)
         message = Message(content, self.nodes[client], WORK, ttl=self.timeout or _LONGEST)
-        return next(iter(self.grid.push_messages([message])), None)
+        return push(self.grid, message)
 
     def _arrived(
         self, waiting: dict[str, _Sent], again: list[_Sent], number: int, task: str
     ) -> Iterator[Reply | Failure]:
         """Answers that are there, and clients whose time is up; they are waited for no longer."""
         now = time.monotonic()
-        for message in self.grid.pull_messages(list(waiting)):
-            sent = waiting.pop(message.metadata.reply_to_message_id, None)
+        for identity, message in self._pull(waiting):
+            sent = waiting.pop(identity, None)
             if sent is None:
                 continue
-            if message.has_error() and sent.tries < len(self.pauses):
+            if message is None:
+                yield Failure(sent.client, "its answer cannot be read")
+            elif message.has_error() and sent.tries < len(self.pauses):
                 again.append(sent._replace(due=now + self.pauses[sent.tries], tries=sent.tries + 1))
             else:
                 yield self._read(sent.client, message, number, task)
@@ -147,13 +162,23 @@ class FlowerEngine:
         for sent in (*(waiting.pop(identity) for identity in late), *overdue):
             yield Failure(sent.client, f"gave no answer within {self.timeout:g} s")
 
+    def _pull(self, waiting: Mapping[str, _Sent]) -> Iterator[tuple[str, Message | None]]:
+        if self.memory is None:
+            yield from self.strangers(waiting)
+            return
+        for message in self.grid.pull_messages(list(waiting)):
+            yield message.metadata.reply_to_message_id, message
+
     def _read(self, client: str, message: Message, number: int, task: str) -> Reply | Failure:
         if message.has_error():
-            return Failure(client, *_told(message.error))
+            told = _told(message.error) if self.memory is not None else ("went away before it answered",)
+            return Failure(client, *told)
         try:
             about = message.content.config_records[CONTROL]
             if "failure" in about:
-                return Failure(client, printable(str(about["failure"]), _REASON), str(about.get("detail", "")))
+                # a traceback is of use where it is of this machine
+                detail = "" if self.memory is None else str(about.get("detail", ""))
+                return Failure(client, printable(str(about["failure"]), _REASON), detail)
             reply = from_records(message.content)
             if self.memory is not None:
                 self.spent.add(int(_number(about["peak"])), _number(about["cpu_seconds"]))
@@ -163,15 +188,66 @@ class FlowerEngine:
                         raise TypeError("its memory is no bytes")
                     self.memory.write(client, number, Bundle.from_bytes(memory, source="its memory"))
         except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
-            return Failure(client, f"its answer cannot be read: {error}")
+            return Failure(client, printable(f"its answer cannot be read: {error}", _REASON))
         return Reply(client, reply)
+
+
+class Pulling:
+    """Strangers' answers: one that cannot be read, or never ends, takes no other with it, and what it says that it answers is not
+    believed. Every message that is waited for has a thread, since Flower waits in a call for what a site has promised.
+
+    Called with the identities of messages, it gives the answers that are there, with the identity of the message that each
+    answers; None where Flower cannot read it. What is asked for no more is forgotten.
+    """
+
+    def __init__(self, grid: Grid, pause: float) -> None:
+        self._grid = grid
+        self._pause = pause
+        self._asked: set[str] = set()
+        self._came: Queue[tuple[str, Message | None]] = Queue()
+
+    def __call__(self, identities: Iterable[str]) -> list[tuple[str, Message | None]]:
+        wanted = set(identities)
+        new, self._asked = wanted - self._asked, wanted
+        for identity in sorted(new):
+            threading.Thread(target=self._wait_for, args=(identity,), daemon=True, name="pulling").start()
+        found: list[tuple[str, Message | None]] = []
+        with suppress(Empty):
+            while True:
+                identity, message = self._came.get_nowait()
+                if identity in self._asked:
+                    self._asked.discard(identity)
+                    found.append((identity, message))
+        return found
+
+    def _wait_for(self, identity: str) -> None:
+        while identity in self._asked:
+            try:
+                found = list(self._grid.pull_messages([identity]))
+            except Exception:  # Flower trips over what is not built as it builds it, with many classes
+                self._came.put((identity, None))
+                return
+            if found:
+                self._came.put((identity, found[0]))
+                return
+            time.sleep(self._pause)
+
+
+def push(grid: Grid, message: Message) -> str | None:
+    """Send it; its identity, None where Flower does not know the node, or not any more."""
+    try:
+        # Flower gives nothing, or an empty identity, where it cannot send
+        return next(iter(grid.push_messages([message])), None) or None
+    except Exception:
+        # whoever it is for may end it before all of it is there; what comes of it is an answer, or an error of Flower's
+        return message.metadata.message_id or None
 
 
 def _told(error: Error) -> tuple[str, str]:
     """What Flower says of a client that gave no answer: its first line in short, and all of it."""
     whole = error.reason or f"code {error.code}"
     first = re.sub(r"^<class '(?:[\w.]*\.)?(\w+)'>:<'", r"\1: ", whole.partition("\n")[0]).removesuffix("'>")
-    return f"its process failed: {first}", whole
+    return printable(f"its process failed: {first}", _REASON), whole
 
 
 def _number(value: Any) -> float:

@@ -218,7 +218,8 @@ def _connected(address: str | None, *, workers: int, cpus: float, gpus: float, t
             logging_level=logging.ERROR,
             runtime_env={"env_vars": environment},
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises the class itself where its processes do not start in time
+        ray.shutdown()
         if address is None:
             raise RunError(f"Ray does not start: {error}") from error
         raise InputError(f"engine.address = '{address}': no Ray cluster answers there ({error})") from error

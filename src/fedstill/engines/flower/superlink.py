@@ -3,9 +3,9 @@
 A SuperLink of its own serves three interfaces on one port, and whoever reaches that port may, by the one named Control, start a
 program at the server and register a node. Here the network reaches the nodes' interface and nothing else; the run's own side is
 served on loopback, behind a token; nodes are registered from the public keys that the server's administrator was given, and no
-program travels in either direction. docs/decisions/0018-sites-run-no-code-that-arrives.md says more.
+program travels in either direction. docs/decisions/0007-sites-run-no-code-that-arrives.md says more.
 
-This module and node.py hold all that depends on how Flower is built inside; it changes every few releases.
+This module, gate.py and node.py hold all that depends on how Flower is built inside; it changes every few releases.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import secrets
 import socket
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import uvicorn
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -35,15 +35,14 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 from flwr.superlink.main import create_app
 
+from fedstill.engines.flower.gate import RUN, Gate, Prefix
 from fedstill.errors import InputError, RunError
+from fedstill.files import check_private
 
 __all__ = ["Hosted", "Tls", "public_key", "superlink"]
 
-_NODES, _RUN = "/v1/fleet/", "/v1/runtime/"
-"""Where the nodes' interface begins, and the run's."""
-
-_LARGEST_CALL = 64 * 2**20
-"""Bytes of one call. Arrays travel in pieces of 20 MiB; without a bound a stranger could fill the memory before he is refused."""
+_CALLS = 1000
+"""Calls at a time; more are told to come again."""
 
 _ENDS_WITHIN = 10.0
 """Seconds that calls under way have to end."""
@@ -65,6 +64,7 @@ class Tls:
         for path in (self.certificate, self.key):
             if not path.is_file():
                 raise InputError(f"{path} is not there: 'fedstill certs' makes the server's certificate and key")
+        check_private(self.key)
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
         except (OSError, ssl.SSLError) as error:
@@ -106,7 +106,7 @@ def public_key(content: bytes, where: str) -> bytes:
 
 
 @contextmanager
-def superlink(keys: Mapping[str, bytes], *, host: str, port: int, tls: Tls) -> Iterator[Hosted]:
+def superlink(keys: Mapping[str, bytes], *, host: str, port: int, tls: Tls, largest: int) -> Iterator[Hosted]:
     """A SuperLink, from its start to its end.
 
     Args:
@@ -114,6 +114,7 @@ def superlink(keys: Mapping[str, bytes], *, host: str, port: int, tls: Tls) -> I
         host: name or address to listen on.
         port: likewise; 0 takes a free one.
         tls: what the server shows of itself.
+        largest: bytes of a site's answer.
 
     Raises:
         InputError: the address cannot be had, or certificate and key not be used.
@@ -128,8 +129,8 @@ def superlink(keys: Mapping[str, bytes], *, host: str, port: int, tls: Tls) -> I
     with ExitStack() as stack:
         outer = stack.enter_context(_listening(host, port))
         inner = stack.enter_context(_listening("127.0.0.1", 0))
-        stack.enter_context(_served(_Gate(app, _NODES), outer, tls))
-        stack.enter_context(_served(_Gate(app, _RUN), inner, None))
+        stack.enter_context(_served(Gate(app, keys.values(), largest), outer, tls))
+        stack.enter_context(_served(Prefix(app, RUN), inner, None))
         grid = stack.enter_context(_run(state, f"127.0.0.1:{inner.getsockname()[1]}"))
 
         def online() -> frozenset[str]:
@@ -161,37 +162,6 @@ def _run(state: LinkState, address: str) -> Iterator[HttpGrid]:
         grid.close()
 
 
-class _Gate:
-    """Of an ASGI application, what lies under a prefix, in calls of a size that is known and bounded."""
-
-    def __init__(self, app: Any, prefix: str) -> None:
-        self._app = app
-        self._prefix = prefix
-
-    async def __call__(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Callable[[], Awaitable[Any]],
-        send: Callable[[Any], Awaitable[None]],
-    ) -> None:
-        if scope["type"] != "http":
-            return
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        if not scope["path"].startswith(self._prefix):
-            await _refuse(send, 404)
-        elif not length.isdigit():
-            await _refuse(send, 411)
-        elif int(length) > _LARGEST_CALL:
-            await _refuse(send, 413)
-        else:
-            await self._app(scope, receive, send)
-
-
-async def _refuse(send: Callable[[Any], Awaitable[None]], status: int) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
-    await send({"type": "http.response.body", "body": b""})
-
-
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
     try:
@@ -206,7 +176,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _served(app: _Gate, listener: socket.socket, tls: Tls | None) -> Iterator[None]:
+def _served(app: Gate | Prefix, listener: socket.socket, tls: Tls | None) -> Iterator[None]:
     """Calls answered in a thread, so that the main one hears Ctrl-C."""
     server = uvicorn.Server(
         uvicorn.Config(
@@ -216,6 +186,7 @@ def _served(app: _Gate, listener: socket.socket, tls: Tls | None) -> Iterator[No
             log_config=None,
             access_log=False,
             server_header=False,
+            limit_concurrency=_CALLS,
             timeout_graceful_shutdown=int(_ENDS_WITHIN),
             ssl_certfile=None if tls is None else tls.certificate,
             ssl_keyfile=None if tls is None else tls.key,
