@@ -62,9 +62,10 @@ def tensors(**values: Any) -> OrderedDict[str, Any]:
     return OrderedDict(values)
 
 
-def dumped(snapshot: Mapping[str, Any], protocol: int = 4) -> bytes:
+def dumped(snapshot: Mapping[str, Any], protocol: int = 4, *, by: Any = pickle) -> bytes:
     with names():
-        return pickle.dumps(dict(snapshot), protocol=protocol)
+        content: bytes = by.dumps(dict(snapshot), protocol=protocol)
+        return content
 
 
 def small_network(**more: Any) -> Persistent:
@@ -99,10 +100,13 @@ def as_official(generator: Any) -> Persistent:
     if options.classes:
         modules["embed"] = generator.mapping.embedding
         modules["embed_proj"] = dense(generator.mapping.projection)
+    else:  # it is there all the same, and not used
+        modules["embed"] = torch.nn.Embedding(5, 320)
     for number, layer in enumerate(generator.mapping.layers):
         modules[f"fc{number}"] = dense(layer, 0.01)
     w_avg = generator.centres if options.classes else generator.centres[0]
-    mapping = Persistent("MappingNetwork", _modules=modules, _buffers=tensors(w_avg=w_avg), num_ws=3)
+    unused = {} if options.classes else {"embed_proj": None}
+    mapping = Persistent("MappingNetwork", _modules=modules, _buffers=tensors(w_avg=w_avg), num_ws=3, **unused)
     waves = generator.input
     layers = tensors(
         input=Persistent(
@@ -110,7 +114,7 @@ def as_official(generator: Any) -> Persistent:
             _parameters=tensors(weight=waves.weight),
             _buffers=tensors(transform=waves.transform, freqs=waves.frequencies, phases=waves.phases),
             _modules=tensors(affine=dense(waves.style)),
-            size=np.array([options.input.size] * 2),
+            size=np.broadcast_to(np.asarray(options.input.size), [2]),
             sampling_rate=np.float64(options.input.rate),
             bandwidth=np.float64(options.input.bandwidth),
         )
@@ -121,7 +125,7 @@ def as_official(generator: Any) -> Persistent:
             _parameters=tensors(weight=layer.weight, bias=layer.bias),
             _buffers=tensors(magnitude_ema=layer.magnitude, up_filter=layer.up_filter, down_filter=layer.down_filter),
             _modules=tensors(affine=dense(layer.style)),
-            in_size=np.array([plan.in_size] * 2),
+            in_size=np.broadcast_to(np.asarray(plan.in_size), [2]),
             out_size=np.array([plan.out_size] * 2),
             in_sampling_rate=np.float64(plan.in_rate),
             out_sampling_rate=np.float64(plan.out_rate),

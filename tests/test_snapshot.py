@@ -7,11 +7,13 @@ import os
 import pickle
 import struct
 import tempfile
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dill
 import numpy as np
 import pytest
 import torch
@@ -42,10 +44,11 @@ def test_what_a_network_holds_is_read(tmp_path: Path, protocol: int) -> None:
     assert network.state["layer_names"] == ["L0"]
     layer = network.state["_modules"]["L0"]
     weight = torch.arange(24.0).view(2, 3, 4).transpose(0, 1)
-    assert torch.equal(layer.state["_parameters"]["weight"], weight)
+    assert np.array_equal(layer.state["_parameters"]["weight"], weight)
+    assert not layer.state["_parameters"]["weight"].flags.writeable
     assert layer.state["_buffers"]["up_filter"] is None
     assert layer.state["_buffers"]["magnitude_ema"] == 0.5
-    assert layer.state["_buffers"]["steps"].dtype == torch.int64
+    assert layer.state["_buffers"]["steps"].dtype == np.int64
     assert np.array_equal(layer.state["in_size"].value, [36, 36])
     assert layer.state["in_sampling_rate"] == 16.0
     assert layer.state["names"] == {"a"}
@@ -78,6 +81,9 @@ class Hidden:
 
     def __reduce__(self) -> Any:
         return self.made
+
+    def __call__(self) -> None:
+        """What is called may be made by a call itself."""
 
 
 def rebuilt(size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> Hidden:
@@ -202,10 +208,45 @@ def test_other_gains_are_taken_into_the_weights() -> None:
     projection["weight_gain"] *= 3
     projection["bias_gain"] = 2.0
     with tempfile.TemporaryDirectory() as folder:
-        read = convert(taken(official.dumped({"G_ema": made}), Path(folder)), "it")
+        read = convert(taken(official.dumped({"G_ema": made}), Path(folder)), "it", most=10**9)
     mine, theirs = generator.mapping.projection, read.mapping.projection
     torch.testing.assert_close(theirs.weight, 3 * mine.weight)
     torch.testing.assert_close(theirs.bias, 2 * mine.bias)
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_a_file_that_dill_wrote_becomes_the_same_generator(tmp_path: Path, classes: int, protocol: int) -> None:
+    generator = small((16,), classes)
+    critic = torch.nn.ReLU()
+    critic.kind = types.MethodType  # dill has names of its own for types of the language
+    snapshot = {"D": critic, "G_ema": official.as_official(generator)}
+    read = convert(taken(official.dumped(snapshot, protocol, by=dill), tmp_path), "it", most=10**9)
+    for name, tensor in generator.state_dict().items():
+        assert torch.equal(read.state_dict()[name], tensor), name
+
+
+def test_numpys_functions_as_older_dill_named_them_are_known(tmp_path: Path) -> None:
+    module = Hidden(dill._dill._import_module, "numpy.core._multiarray_umath")
+    scalar = Hidden(dill._dill._get_attr, module, "scalar")
+    array = Hidden(dill._dill._get_attr, module, "_reconstruct")
+    three = Hidden(scalar, np.dtype("f8"), np.float64(3).tobytes())
+    state = (1, (2,), np.dtype("i8"), False, np.array([4, 4]).tobytes())
+    sizes = Hidden(dill._dill._create_array, array, (np.ndarray, (0,), b"b"), state, None)
+    network = taken(official.dumped({"G_ema": official.small_network(rate=three, size=sizes)}), tmp_path)
+    assert network.state["rate"] == 3.0
+    assert network.state["size"].value.tolist() == [4, 4]
+    other = Hidden(dill._dill._get_attr, Hidden(dill._dill._import_module, "os"), "mkdir")
+    with pytest.raises(InputError, match=r"os\.mkdir in the generator"):
+        taken(official.dumped({"G_ema": official.small_network(x=other)}), tmp_path)
+
+
+def deep(levels: int) -> tuple[Any, ...]:
+    """A value of few objects that takes 2^levels steps to go through."""
+    value: tuple[Any, ...] = ()
+    for _ in range(levels):
+        value = (value, value)
+    return value
 
 
 def change(part: Any, *path: str, **values: Any) -> None:
@@ -219,10 +260,28 @@ def change(part: Any, *path: str, **values: Any) -> None:
     [
         (lambda made: change(made, "synthesis", layer_names=["L0"]), "the last layer, and no other, makes the image"),
         (lambda made: change(made, "synthesis", layer_names=["L9"]), "KeyError at 'L9'"),
+        (lambda made: change(made, "synthesis", layer_names=[deep(60)]), "a layer's name that is a tuple"),
+        (lambda made: change(made, "synthesis", layer_names=["L1"] * 201), "layer_names"),
+        (lambda made: change(made, "synthesis", "L1", in_size=deep(60)), "a tuple in place of a number"),
+        (lambda made: change(made, "synthesis", "L1", in_sampling_rate=10**400), "OverflowError"),
+        (lambda made: change(made, "synthesis", "L1", conv_clamp=float("nan")), "clamp"),
+        (lambda made: change(made, "synthesis", "L1", out_size=10**9), "out_size"),
+        (
+            lambda made: change(
+                made, "mapping", "fc0", _parameters=official.tensors(weight=torch.zeros(4, 0), bias=torch.zeros(4))
+            ),
+            "ZeroDivisionError",
+        ),
+        (
+            lambda made: change(made, "mapping", "fc0", _parameters=official.tensors(weight="x", bias=torch.zeros(4))),
+            "no attribute 'shape'",
+        ),
+        (lambda made: change(made, "synthesis", "L1", _buffers=official.tensors(magnitude_ema=3.0)), "is no tensor"),
+        (lambda made: change(made, "mapping", "fc0", weight_gain=1e300), "not finite"),
         (lambda made: change(made, "synthesis", "L1", in_size=np.array([36, 35])), "no square"),
         (lambda made: change(made, "synthesis", "L1", out_sampling_rate=7.5), "no whole number"),
         (lambda made: change(made, "synthesis", "L1", out_sampling_rate=4096), "rates"),
-        (lambda made: change(made, "synthesis", "L1", in_cutoff="x"), "could not convert"),
+        (lambda made: change(made, "synthesis", "L1", in_cutoff="x"), "a str in place of a number"),
         (lambda made: change(made, "synthesis", _modules=official.tensors()), "KeyError at 'input'"),
         (
             lambda made: change(made, "mapping", _buffers=official.tensors(w_avg=torch.full((3, 512), torch.nan))),

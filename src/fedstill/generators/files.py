@@ -27,12 +27,12 @@ from fedstill.generators.style import StyleGenerator, StyleOptions
 from fedstill.generators.stylegan_xl import StyleGANXL
 from fedstill.generators.xl_options import XLOptions
 
-__all__ = ["Prior", "load_prior", "prior_hash", "read_card", "rebuilt", "save_prior"]
+__all__ = ["XL", "Prior", "described", "load_prior", "prior_hash", "read_card", "rebuilt", "save_prior"]
 
 _FORMAT = "fedstill.prior"
 _VERSION = 2
 _KEY = "fedstill"
-_STYLE, _XL = "style", "stylegan-xl"
+_STYLE, XL = "style", "stylegan-xl"
 
 Prior = StyleGenerator | StyleGANXL
 
@@ -56,7 +56,7 @@ def save_prior(path: Path, generator: Prior, card: Mapping[str, Any], *, half: b
             f"{path} is not written: a weight is not finite, or too large for half precision; set half = false"
         )
     # an older fedstill reads version 1, and a style prior is nothing else
-    about = {"version": 1} if isinstance(generator, StyleGenerator) else {"version": _VERSION, "network": _XL}
+    about = {"version": 1} if isinstance(generator, StyleGenerator) else {"version": _VERSION, "network": XL}
     head = {"format": _FORMAT, **about, "options": asdict(generator.options), "card": dict(card)}
     write_bytes(path, save(tensors, {_KEY: json.dumps(head, allow_nan=False)}))
 
@@ -69,7 +69,7 @@ def load_prior(path_or_name: str | Path, *, truncation: float = 1.0) -> Prior:
     """
     content, source = _content(path_or_name)
     head = _head(content, source)
-    options = _options(head, source)
+    options = described(head, source)
     try:
         tensors = {name: tensor.float() for name, tensor in load(content).items()}
     except SafetensorError as error:
@@ -150,11 +150,16 @@ def _head(content: bytes, source: str) -> dict[str, Any]:
     return cast(dict[str, Any], head)
 
 
-def _options(head: Mapping[str, Any], source: str) -> StyleOptions | XLOptions:
+def described(head: Mapping[str, Any], source: str) -> StyleOptions | XLOptions:
+    """The network that a file's ``head`` describes; ``source`` is quoted in errors.
+
+    Raises:
+        InputError: it cannot be built.
+    """
     network = str(head.get("network", _STYLE))
     known: dict[str, TypeAdapter[StyleOptions] | TypeAdapter[XLOptions]] = {
         _STYLE: TypeAdapter(StyleOptions),
-        _XL: TypeAdapter(XLOptions),
+        XL: TypeAdapter(XLOptions),
     }
     try:
         if network not in known:

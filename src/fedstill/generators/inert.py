@@ -6,17 +6,16 @@ readers that the machine was given, or for nothing.
 
 from __future__ import annotations
 
-import io
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any, Protocol, cast
 
 from fedstill.errors import printable
 
-__all__ = ["Foreign", "Machine", "Reader", "Shell", "Unexpected", "demand"]
+__all__ = ["Bytes", "Foreign", "Machine", "Reader", "Shell", "Unexpected", "demand"]
 
-_MOST_INSTRUCTIONS = 10_000_000
+_MOST_INSTRUCTIONS = 2_000_000  # a network's takes some hundred thousand; each may make an object
 _PROTOCOLS = (2, 3, 4)  # storages are of the first
 
 
@@ -27,6 +26,16 @@ class Unexpected(Exception):
 def demand(holds: bool, otherwise: str) -> None:
     if not holds:
         raise Unexpected(otherwise)
+
+
+class Bytes(Protocol):
+    """What a pickle is read from. It gives no more than there is, however much is asked for."""
+
+    def read(self, count: int, /) -> bytes: ...
+
+    def readline(self) -> bytes: ...
+
+    def tell(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class Machine:
         persistent: reader of what a pickle refers to outside itself; None: it may not.
     """
 
-    stream: io.BytesIO
+    stream: Bytes
     names: Mapping[tuple[str, str], Reader]
     passes_over: tuple[str, ...] = ()
     persistent: Callable[[Any], Any] | None = None
@@ -79,7 +88,7 @@ class Machine:
             Unexpected: it names something unknown, or does what no network's pickle does.
             ValueError, IndexError, KeyError, TypeError, AttributeError: it is no sound pickle.
         """
-        for number, (opcode, argument, _) in enumerate(pickletools.genops(self.stream)):
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], self.stream))):
             demand(number < _MOST_INSTRUCTIONS, f"it has more than {_MOST_INSTRUCTIONS} instructions")
             name = opcode.name
             if name == "STOP":

@@ -2,6 +2,7 @@
 
 The readers of :mod:`fedstill.generators.inert` for what such files hold. Source code that a file carries (``module_src``) is
 passed over. Storages are pickles within the pickle, in torch's older format, read by a machine that knows storages alone.
+Tensors come as numpy arrays that cannot be written to: views of the bytes that the file has, of which there is one copy.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.lib.stride_tricks import as_strided
 
-from fedstill.errors import InputError, printable
+from fedstill.errors import InputError, RunError, printable
 from fedstill.generators.inert import Foreign, Machine, Reader, Shell, Unexpected, demand
 
 __all__ = ["Network", "read_network"]
 
 _MOST_BYTES = 4 * 2**30
+_MOST_LINE = 1000  # names of modules are no longer
 _MOST_DIMENSIONS = 8
 _MAGIC = 0x1950A86A20F9469CFC6C  # of torch's older format
 _TORCH_VERSION = 1001
@@ -32,15 +33,15 @@ _PASSED_OVER = (
     *("builtins.getattr", "builtins.setattr"),
 )
 _STORAGES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+    "HalfStorage": "<f2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
 }
 _NUMPY = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 
@@ -53,6 +54,23 @@ class Network:
     state: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _File:
+    """A file as a machine may read it: a length that the file claims takes no memory, nor does a line without an end."""
+
+    file: BinaryIO
+    size: int
+
+    def read(self, count: int, /) -> bytes:
+        return self.file.read(min(count, self.size - self.tell()))
+
+    def readline(self) -> bytes:
+        return self.file.readline(_MOST_LINE)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+
 def read_network(path: Path, key: str = "G_ema") -> Network:
     """The network under ``key`` of an official pickle. Nothing of the file is imported or run.
 
@@ -61,24 +79,25 @@ def read_network(path: Path, key: str = "G_ema") -> Network:
 
     Raises:
         InputError: the file cannot be read, is damaged, or holds something unexpected, which is named.
+        RunError: there is not enough memory.
     """
     try:
         size = path.stat().st_size
-        content = path.read_bytes() if size <= _MOST_BYTES else b""
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; give an official .pkl file") from error
-    try:
         demand(size <= _MOST_BYTES, f"it has {size} bytes, more than {_MOST_BYTES}")
-        stream = io.BytesIO(content)
-        snapshot = Machine(stream, _outer(size), passes_over=_PASSED_OVER).run()
-        demand(not stream.read(1), "bytes follow its end")
+        with path.open("rb") as file:
+            snapshot = Machine(_File(file, size), _outer(size), passes_over=_PASSED_OVER).run()
+            demand(not file.read(1), "bytes follow its end")
         demand(isinstance(snapshot, dict) and key in snapshot, f"it has no '{key}'")
         network = snapshot[key]
         demand(isinstance(network, Network), f"its '{key}' is no network")
         _check_known(network)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; give an official .pkl file") from error
     except Unexpected as error:
         raise InputError(f"{path} is not imported: {error}") from error
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, struct.error) as error:
+    except MemoryError as error:
+        raise RunError(f"{path} is not imported: its {size / 2**30:.1f} GB do not fit in memory") from error
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, struct.error) as error:
         raise InputError(f"{path} is damaged or no pickle of StyleGAN-XL: fetch it again") from error
     assert isinstance(network, Network)
     return network
@@ -97,16 +116,16 @@ class _Storages:
 
     left: int
 
-    def __call__(self, content: Any) -> Tensor:
+    def __call__(self, content: Any) -> np.ndarray:
         demand(isinstance(content, bytes), "a storage is not made of bytes")
         self.left -= len(content)
         demand(self.left >= 0, "it reads a storage more than once")
         return _storage(content)
 
 
-def _storage(content: bytes) -> Tensor:
+def _storage(content: bytes) -> np.ndarray:
     stream = io.BytesIO(content)
-    held: list[tuple[str, torch.dtype, int]] = []
+    held: list[tuple[str, np.dtype[Any], int]] = []
 
     def refer(name: Any) -> Foreign:
         demand(
@@ -115,7 +134,7 @@ def _storage(content: bytes) -> Tensor:
             and name[0] == "storage",
             "a storage refers to something that is no storage",
         )
-        held.append((name[2], _STORAGES[name[1].name], name[4]))
+        held.append((name[2], np.dtype(_STORAGES[name[1].name]), name[4]))
         return Foreign("storage")
 
     none: Mapping[tuple[str, str], Reader] = {}
@@ -127,14 +146,18 @@ def _storage(content: bytes) -> Tensor:
     demand(len(held) == 1 and keys == [held[0][0]], "a storage holds not one storage")
     _, dtype, count = held[0]
     (stored,) = struct.unpack("<q", stream.read(8))
-    data = stream.read()
-    demand(stored == count >= 0 and len(data) == count * dtype.itemsize, "a storage has not the size that it says")
-    return torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)
-
-
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, *_: Any) -> Tensor:
+    begin = stream.tell()
     demand(
-        isinstance(storage, Tensor) and isinstance(size, tuple) and isinstance(stride, tuple), "a tensor has no data"
+        stored == count >= 0 and len(content) - begin == count * dtype.itemsize,
+        "a storage has not the size that it says",
+    )
+    return np.frombuffer(content, dtype, count, begin) if count else np.empty(0, dtype)
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, *_: Any) -> np.ndarray:
+    demand(
+        isinstance(storage, np.ndarray) and storage.ndim == 1 and isinstance(size, tuple) and isinstance(stride, tuple),
+        "a tensor has no data",
     )
     numbers = (offset, *size, *stride)
     demand(
@@ -146,8 +169,12 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, requires_grad: An
         math.prod(size) == 0 or (last < len(storage) and math.prod(size) <= len(storage)),
         "a tensor claims more numbers than its storage has",
     )
-    view: Tensor = storage.as_strided(size, stride, offset) if math.prod(size) else storage.new_empty(size)
-    return view  # of memory that is there once, however often it is viewed
+    if math.prod(size) == 0:
+        return np.empty(size, storage.dtype)
+    strides = [step * storage.itemsize for step in stride]
+    return as_strided(
+        storage[offset:], size, strides, writeable=False
+    )  # memory that is there once, however often viewed
 
 
 def _dtype_of(text: Any, *_: Any) -> Shell:
@@ -185,10 +212,15 @@ def _filled_module(shell: Shell, state: Any) -> Any:
     return state
 
 
-def _load_type(name: Any) -> Reader:
-    kinds = {"set": set, "OrderedDict": dict, "dict": dict}
-    demand(name in kinds, "it names a type that such files do not")
-    return Reader(name, lambda: kinds[name]())
+def _load_type(name: Any) -> Reader | Foreign:
+    kinds: Mapping[str, Callable[..., Any]] = {"set": _set, "OrderedDict": _empty, "dict": _empty}
+    demand(isinstance(name, str), "it names a type without a text")
+    return Reader(name, kinds[name]) if name in kinds else Foreign(f"the type {name}")
+
+
+def _set(values: Any = ()) -> set[Any]:
+    demand(isinstance(values, list | tuple), "a set is made of no list")
+    return {each for each in values if isinstance(each, str | int)}
 
 
 def _array(*_: Any) -> Shell:
@@ -220,9 +252,32 @@ def _outer(size: int) -> Mapping[tuple[str, str], Reader]:
         "numpy._core.multiarray.scalar": _scalar,
         "dill._dill._create_array": lambda made_by, arguments, state, *_: _create_array(state),
         "dill._dill._load_type": _load_type,
-        "builtins.set": lambda values=(): {each for each in values if isinstance(each, str | int)},
+        "dill._dill._import_module": _import_module,
+        "dill._dill._get_attr": _get_attr,
+        "builtins.set": _set,
     }
     return {(name.rpartition(".")[0], name.rpartition(".")[2]): Reader(name, read) for name, read in table.items()}
+
+
+# dill before 0.3.5 names numpy's two functions by their module, which is named in turn
+_NUMPY_MODULES = tuple(
+    f"numpy.{core}.{name}" for core in ("core", "_core") for name in ("multiarray", "_multiarray_umath")
+)
+
+
+def _import_module(name: Any, *_: Any) -> Reader | Foreign:
+    demand(isinstance(name, str), "it names a module without a text")
+    return Reader(name) if name in _NUMPY_MODULES else Foreign(name)
+
+
+def _get_attr(module: Any, name: Any, *_: Any) -> Reader | Foreign:
+    demand(isinstance(module, Reader | Foreign) and isinstance(name, str), "it takes a part of what is no module")
+    if isinstance(module, Reader) and module.name in _NUMPY_MODULES and name in _NUMPY_FUNCTIONS:
+        return Reader(f"{module.name}.{name}", _NUMPY_FUNCTIONS[name])
+    return Foreign(f"{module.name}.{name}")
+
+
+_NUMPY_FUNCTIONS: Mapping[str, Callable[..., Any]] = {"_reconstruct": _array, "scalar": _scalar}
 
 
 def _create_array(state: Any) -> Shell:
