@@ -45,6 +45,7 @@ def names() -> Iterator[None]:
         for name, each in modules.items():
             package, module = types.ModuleType(name.partition(".")[0]), types.ModuleType(name)
             setattr(module, each.__name__, each)
+            setattr(package, name.partition(".")[2], module)
             sys.modules[package.__name__], sys.modules[name] = package, module
             each.__module__ = name
         yield

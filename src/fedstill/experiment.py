@@ -316,7 +316,12 @@ def _by_content(key: str, value: Any) -> Any:
 
 _SCALARS = ("name", "seed", "rounds", "cohort", "quorum", "farthest", "threads", "start")
 
-LATER: Sequence[tuple[str, Any]] = (("farthest", FARTHEST), ("algorithm.rule", "mean"), ("algorithm.hostile", None))
+LATER: Sequence[tuple[str, Any]] = (
+    ("farthest", FARTHEST),
+    ("algorithm.rule", "mean"),
+    ("algorithm.hostile", None),
+    ("algorithm.prior_classes", None),
+)
 """Settings that checkpoints and searches may be older than, and what they then were."""
 
 _UNTOLD = (("partition.test", 0.0), ("partition.parts", 1), *LATER)

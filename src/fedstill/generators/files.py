@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +31,7 @@ __all__ = ["XL", "Prior", "described", "load_prior", "prior_hash", "read_card", 
 
 _FORMAT = "fedstill.prior"
 _VERSION = 2
+_MOST_HEAD = 100 * 10**6  # as safetensors has it
 _KEY = "fedstill"
 _STYLE, XL = "style", "stylegan-xl"
 
@@ -61,11 +62,17 @@ def save_prior(path: Path, generator: Prior, card: Mapping[str, Any], *, half: b
     write_bytes(path, save(tensors, {_KEY: json.dumps(head, allow_nan=False)}))
 
 
-def load_prior(path_or_name: str | Path, *, truncation: float = 1.0) -> Prior:
+def load_prior(path_or_name: str | Path, *, truncation: float = 1.0, classes: Sequence[int] | None = None) -> Prior:
     """A frozen generator in float32 on the CPU, from a file or a shipped prior's name.
 
+    Args:
+        path_or_name: the file, or the name.
+        truncation: ψ of its mapping network; 1 switches it off.
+        classes: numbers of the classes that it is to have, which are then counted from 0; None: all.
+
     Raises:
-        InputError: the file is missing, damaged, no prior, of a newer format, or its weights are not finite.
+        InputError: the file is missing, damaged, no prior, of a newer format, its weights are not finite, or it has no such
+            class.
     """
     content, source = _content(path_or_name)
     head = _head(content, source)
@@ -74,7 +81,23 @@ def load_prior(path_or_name: str | Path, *, truncation: float = 1.0) -> Prior:
         tensors = {name: tensor.float() for name, tensor in load(content).items()}
     except SafetensorError as error:
         raise InputError(f"{source} is damaged ({error}): fetch or train it again") from error
-    return rebuilt(options, tensors, source, truncation=truncation)
+    whole = rebuilt(options, tensors, source, truncation=truncation)
+    return whole if classes is None else _reduced(whole, classes, source)
+
+
+def _reduced(prior: Prior, classes: Sequence[int], source: str) -> Prior:
+    """The prior of these classes alone: what it holds of a class is a row of two tables."""
+    known = prior.classes or 0
+    if beyond := [number for number in classes if not 0 <= number < known]:
+        has = f"classes 0 to {known - 1}" if known else "no classes"
+        raise InputError(f"{source} has {has}, and class {beyond[0]} is asked for: choose others, or another prior")
+    rows = torch.tensor(classes)
+    tables = {name: prior.state_dict()[name][rows] for name in ("mapping.embedding.weight", "centres")}
+    if isinstance(prior, StyleGANXL):
+        options: StyleOptions | XLOptions = replace(prior.options, classes=len(classes), class_rows=len(classes))
+    else:
+        options = replace(prior.options, classes=len(classes))
+    return rebuilt(options, {**prior.state_dict(), **tables}, source, truncation=prior.truncation)
 
 
 def rebuilt(
@@ -104,7 +127,7 @@ def read_card(path_or_name: str | Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, damaged, no prior, or of a newer format.
     """
-    content, source = _content(path_or_name)
+    content, source = _content(path_or_name, head_only=True)
     return cast(dict[str, Any], _head(content, source)["card"])
 
 
@@ -117,18 +140,24 @@ def prior_hash(path_or_name: str | Path) -> str:
     return hashlib.sha256(_content(path_or_name)[0]).hexdigest()
 
 
-def _content(path_or_name: str | Path) -> tuple[bytes, str]:
+def _content(path_or_name: str | Path, *, head_only: bool = False) -> tuple[bytes, str]:
+    """The file's bytes, or those before its weights, and what to call it."""
+    shipped = isinstance(path_or_name, str) and path_or_name in PRIORS
+    place = (
+        files("fedstill.generators").joinpath("priors", PRIORS[str(path_or_name)]) if shipped else Path(path_or_name)
+    )
     try:
-        if isinstance(path_or_name, str) and path_or_name in PRIORS:
-            source = f"the shipped prior '{path_or_name}'"
-            return files("fedstill.generators").joinpath("priors", PRIORS[path_or_name]).read_bytes(), source
-        return Path(path_or_name).read_bytes(), str(path_or_name)
+        with place.open("rb") as file:
+            content = file.read(8) if head_only else file.read()
+            if head_only:
+                content += file.read(min(int.from_bytes(content, "little"), _MOST_HEAD))
     except OSError as error:
         known = ", ".join(f"'{name}'" for name in PRIORS)
         raise InputError(
             f"cannot read the prior {path_or_name}: {error.strerror or error}; give the path of a prior's file, "
             f"or a shipped one's name: {known}"
         ) from error
+    return content, f"the shipped prior '{path_or_name}'" if shipped else str(path_or_name)
 
 
 def _head(content: bytes, source: str) -> dict[str, Any]:
