@@ -9,17 +9,20 @@ from pydantic import Field
 from fedstill.distill.canvas import Generator
 from fedstill.errors import InputError
 from fedstill.generators import PRIORS, build_generator
-from fedstill.generators.choice import chosen_names, strangers
+from fedstill.generators.choice import chosen_names, named_numbers, strangers
 from fedstill.generators.files import read_card
 from fedstill.rounds import World
 
 __all__ = ["PriorClasses", "class_remark", "generator_of", "space_of"]
 
+_KEY = "algorithm.prior_classes"
+_BY_NAME = "imagenet"
+
 PriorClasses = Annotated[
     str | tuple[Annotated[int, Field(ge=0)], ...] | None,
     Field(
-        description="which of the prior's classes the data's are, in order: a list of numbers, or immeow | imwoof | imfruit | "
-        "imfood | immisc | imagenette of ImageNet's thousand; none: the same, in the same order"
+        description="which of the prior's classes the data's are: a list of numbers, in the data's order; imagenet: those of the "
+        "thousand that are called the same; or immeow | imwoof | imfruit | imfood | immisc | imagenette; none: the same"
     ),
 ]
 
@@ -33,6 +36,8 @@ def generator_of(
         InputError: as :func:`fedstill.generators.build_generator`.
     """
     architecture = world.architecture
+    if prior_classes == _BY_NAME:
+        prior_classes = named_numbers(world.classes, _KEY)
     generator: Any = build_generator(
         name,
         channels=architecture.channels,
@@ -48,12 +53,12 @@ def generator_of(
 
 def class_remark(world: World, name: str, prior_classes: PriorClasses) -> str | None:
     """What to say where the prior ``name`` calls its classes otherwise than the data does; None: nothing."""
-    if name not in PRIORS and not name.endswith(".safetensors"):
+    if prior_classes == _BY_NAME or (name not in PRIORS and not name.endswith(".safetensors")):
         return None
     try:
         theirs = tuple(map(str, read_card(name).get("classes", ())))
         if prior_classes is not None:
-            theirs = chosen_names(prior_classes, theirs, "algorithm.prior_classes")
+            theirs = chosen_names(prior_classes, theirs, _KEY)
     except InputError:
         return None  # a run refuses it in its own words
     if not (others := strangers(theirs, world.classes)):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedstill.data.subsets import NUMBERS, SUBSETS
-from fedstill.errors import InputError, unknown
+from fedstill.errors import InputError, printable, unknown
 
-__all__ = ["chosen_names", "chosen_numbers", "strangers"]
+__all__ = ["chosen_names", "chosen_numbers", "named_numbers", "strangers"]
 
 
 def chosen_numbers(choice: str | Sequence[int], key: str) -> tuple[int, ...]:
@@ -21,6 +21,26 @@ def chosen_numbers(choice: str | Sequence[int], key: str) -> tuple[int, ...]:
     if choice not in NUMBERS:
         raise unknown(key, choice, NUMBERS)
     return NUMBERS[choice]
+
+
+def named_numbers(names: Sequence[str], key: str) -> tuple[int, ...]:
+    """Numbers of ImageNet's classes by their names, as the subsets have them.
+
+    Raises:
+        InputError: no subset has a class of that name; ``key`` is where the user asked for it.
+    """
+    pairs = (
+        (_plain(name), number)
+        for at, ids in SUBSETS.items()
+        for name, number in zip(ids.values(), NUMBERS[at], strict=True)
+    )
+    table = dict(pairs)
+    if missing := [name for name in names if _plain(name) not in table]:
+        raise InputError(
+            f"{key} = 'imagenet': no subset of ImageNet that fedstill knows has a class '{printable(missing[0])}': list the "
+            "numbers of the prior's classes"
+        )
+    return tuple(table[_plain(name)] for name in names)
 
 
 def chosen_names(choice: str | Sequence[int], names: Sequence[str], key: str) -> tuple[str, ...]:
