@@ -299,6 +299,15 @@ def test_files_that_hold_no_sound_generator_are_refused(tmp_path: Path, edit: An
     assert [each.name for each in tmp_path.iterdir()] == ["file.pkl"]
 
 
+def test_what_a_killed_import_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "file.pkl").write_bytes(official.dumped({"G_ema": official.as_official(small((16,), 3))}))
+    (tmp_path / ".prior.safetensors.abc12_xy").write_bytes(b"half of it")
+    import_prior(tmp_path / "file.pkl", tmp_path / "prior.safetensors")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file.pkl", "prior.safetensors"]
+    with pytest.raises(InputError, match="is a folder"):
+        import_prior(tmp_path / "file.pkl", tmp_path)
+
+
 def test_a_link_is_not_written_through_and_other_endings_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
