@@ -313,7 +313,8 @@ def test_a_choice_of_classes_that_does_not_fit_is_answered(
 
 def test_classes_of_what_is_no_prior_cannot_be_chosen() -> None:
     with pytest.raises(InputError, match=r"leave out algorithm\.prior_classes"):
-        build("pixels", prior_classes=[0, 1, 2])
+        build(f"{__name__}:own", prior_classes=[0, 1, 2])
+    assert build("pixels", prior_classes=[0, 1, 2]).depth == 0  # there is no prior that it could be of
 
 
 def test_names_that_differ_are_found() -> None:

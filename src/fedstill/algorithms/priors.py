@@ -36,7 +36,7 @@ def generator_of(
         InputError: as :func:`fedstill.generators.build_generator`.
     """
     architecture = world.architecture
-    if prior_classes == _BY_NAME:
+    if prior_classes == _BY_NAME and name != "pixels":
         prior_classes = named_numbers(world.classes, _KEY)
     generator: Any = build_generator(
         name,

@@ -46,6 +46,7 @@ def build_generator(
         truncation: ψ of a prior, shipped or in a file; 1 switches it off.
         prior_classes: which of a prior's classes the data's are, in the data's order: their numbers, or the name of a subset of
             ImageNet (:data:`fedstill.data.subsets.NUMBERS`) for a prior of its thousand; None: the same, in the same order.
+            Pixels are of no class, and so of any choice.
         key: where the user wrote ``name``; errors quote it.
 
     Raises:
@@ -56,7 +57,7 @@ def build_generator(
     if truncation != 1 and not is_prior:
         raise InputError(f"{key} = '{name}' knows no truncation: leave it at 1, or choose a prior")
     classes_key = f"{key.rpartition('.')[0]}.prior_classes".lstrip(".")
-    if prior_classes is not None and not is_prior:
+    if prior_classes is not None and not is_prior and name != "pixels":
         raise InputError(f"{key} = '{name}' has no classes to choose from: leave out {classes_key}, or choose a prior")
     if name == "pixels":
         from fedstill.generators.pixels import Pixels
