@@ -31,7 +31,7 @@ import torch
 from pydantic import Field
 
 from fedstill.algorithms.averaging import FedAvg
-from fedstill.algorithms.priors import generator_of, space_of
+from fedstill.algorithms.priors import PriorClasses, class_remark, generator_of, space_of
 from fedstill.algorithms.replies import Sieve
 from fedstill.algorithms.union import Course, DistilledSet, global_networks, keep, soften, study, without_ruinous
 from fedstill.bundle import Bundle, Group
@@ -84,6 +84,7 @@ class FedDGM:
         ),
     ] = "pixels"
     truncation: Annotated[float, Field(gt=0, le=1, description="psi of the mapping network; 1 is off [paper]")] = 1.0
+    prior_classes: PriorClasses = None
     ipc: Annotated[int, Field(ge=1, description="IPC, images a class and client, for every class [paper: 10]")] = 10
     warm_start: Annotated[bool, Field(description="beyond the paper: latents start from the client's last ones")] = (
         False
@@ -114,7 +115,7 @@ class FedDGM:
     keep: Annotated[
         Literal["last", "best"], Field(description="images after the last step [paper] or of the smallest loss met")
     ] = "last"
-    chunk: Annotated[int, Field(ge=1, description="images that go through the generator at a time")] = 100
+    chunk: Annotated[int, Field(ge=1, description="images that go through the generator at a time, at most")] = 100
     # health
     retries: Annotated[int, Field(ge=0, description="further tries, with smaller steps, where matching fails")] = 1
     retry_scale: Annotated[float, Field(gt=0, lt=1, description="factor on the step sizes at each further try")] = 0.1
@@ -338,6 +339,11 @@ class FedDGM:
             temperature=self.temperature,
         )
 
+    def remarks(self, rounds: int) -> Sequence[str]:
+        """What a user of ``rounds`` rounds may want to know before they begin."""
+        remark = class_remark(self.world, self.generator, self.prior_classes)
+        return () if remark is None else (remark,)
+
     # --- parts ---------------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
@@ -368,7 +374,13 @@ class FedDGM:
         return global_networks(self.world, self.global_models, SURROGATE)
 
     def _generator(self, device: str = "cpu") -> Generator:
-        return generator_of(self.world, self.generator, device=device, truncation=self.truncation)
+        return generator_of(
+            self.world,
+            self.generator,
+            device=device,
+            truncation=self.truncation,
+            prior_classes=self.prior_classes,
+        )
 
     def _space(self, generator: Generator) -> int:
         return space_of(generator, self.generator, self.space)

@@ -60,7 +60,7 @@ from fedstill.algorithms.choosing import (
     shown,
     too_few,
 )
-from fedstill.algorithms.priors import generator_of, space_of
+from fedstill.algorithms.priors import PriorClasses, class_remark, generator_of, space_of
 from fedstill.algorithms.replies import Sieve
 from fedstill.algorithms.sending import check_privacy, make, privacy_remark, read
 from fedstill.algorithms.union import Course as Lesson
@@ -111,6 +111,7 @@ class OneShot:
         Annotated[int, Field(ge=0)] | Literal["pixels"],
         Field(description="latent space of the generator that images are distilled in; pixels: the deepest [report]"),
     ] = "pixels"
+    prior_classes: PriorClasses = None
     start: Annotated[
         Start | Literal["draw"],
         Field(description="real images [report], means of them, noise, class statistics; draw: the generator's own"),
@@ -282,7 +283,8 @@ class OneShot:
     def remarks(self, rounds: int) -> Sequence[str]:
         """What a user of ``rounds`` rounds may want to know before they begin."""
         searched = too_few(rounds, self.trials, self.at_once) if self.search == "clients" else None
-        return tuple(each for each in (searched, privacy_remark(self)) if each is not None)
+        named = class_remark(self.world, self.generator, self.prior_classes)
+        return tuple(each for each in (searched, privacy_remark(self), named) if each is not None)
 
     @property
     def needs_validation(self) -> str | None:
@@ -402,7 +404,7 @@ class OneShot:
                     else f"images of the prior '{self.generator}' begin where it draws them; use start = 'draw'"
                 )
             )
-        space_of(generator_of(self.world, self.generator), self.generator, self.space)
+        space_of(generator_of(self.world, self.generator, prior_classes=self.prior_classes), self.generator, self.space)
         for name, architecture in self._all().items():
             if name != GLOBAL:
                 architecture.check()

@@ -250,7 +250,7 @@ def _canvas(method: OneShot, real: Shard, desk: Desk, scale: float) -> Canvas:
     strokes = Strokes(method.lr_images * scale, method.lr_styles * scale, method.lr_rate, method.image_momentum)
     generator: Generator
     if method.start == "draw":
-        generator = generator_of(method.world, method.generator, device=device)
+        generator = generator_of(method.world, method.generator, device=device, prior_classes=method.prior_classes)
         labels = torch.tensor(held).repeat_interleave(method.ipc).to(device)
         latent = None
     else:
