@@ -84,6 +84,7 @@ class FedDGM:
         ),
     ] = "pixels"
     truncation: Annotated[float, Field(gt=0, le=1, description="psi of the mapping network; 1 is off [paper]")] = 1.0
+    feature_limit: Annotated[float, Field(gt=0, description="largest entry of f at the start, either side of 0 [code]")] = 10.0
     ipc: Annotated[int, Field(ge=1, description="IPC, images a class and client, for every class [paper: 10]")] = 10
     warm_start: Annotated[bool, Field(description="beyond the paper: latents start from the client's last ones")] = (
         False
@@ -273,6 +274,7 @@ class FedDGM:
             seed=seed,
             chunk=self.chunk,
             latent=latent,
+            limit=self.feature_limit if space is None else None,
         )
 
     def _matcher(self, start: Group, target: Group, device: str) -> TrajectoryMatcher:

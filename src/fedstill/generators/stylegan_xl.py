@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from fedstill.generators.aliasfree import kept
 from fedstill.generators.pixels import Latent
 from fedstill.generators.xl_layers import XLMapping, XLSynthesis, XLWaves
 from fedstill.generators.xl_options import XLOptions
@@ -18,7 +19,7 @@ from fedstill.seeds import Seed
 __all__ = ["StyleGANXL"]
 
 _GRAPH = 2 * 2**30  # bytes that a chunk's graph may take
-_KEPT = 2  # times a layer's inputs are kept in the graph: as they come and scaled by the style
+_INPUTS = 2  # times a layer's inputs are kept in the graph: as they come and scaled by the style
 
 
 class StyleGANXL(nn.Module):
@@ -97,9 +98,11 @@ class StyleGANXL(nn.Module):
 
 
 def _graph_bytes(options: XLOptions) -> int:
-    """What an image's graph takes in float32: beside its inputs a layer keeps what its convolution made."""
+    """What an image's graph takes in float32: a layer keeps its inputs, what its convolution made, and what filters keep."""
     numbers = sum(
-        _KEPT * plan.in_channels * plan.in_size**2 + plan.out_channels * plan.resampling.inputs**2
+        _INPUTS * plan.in_channels * plan.in_size**2
+        + plan.out_channels * plan.resampling.inputs**2
+        + kept(plan.resampling, plan.out_channels)
         for plan in options.layers
     )
     return 4 * numbers

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from fedstill.generators import winograd
 from fedstill.generators.aliasfree import filtered
 from fedstill.generators.filters import lowpass
 from fedstill.generators.style import Dense, leaky, unit
@@ -156,5 +157,11 @@ class XLSynthesis(nn.Module):
             unit_gain = self.weight[0].numel() / power.sum(1)
             demodulation = torch.rsqrt(style.square() @ (power * unit_gain[:, None]).T + _EPS)
             scale = demodulation * unit_gain.sqrt() * gain
-        made = F.conv2d(x * style[:, :, None, None], self.weight, padding=self.plan.kernel - 1)
+        made = self._convolved(x * style[:, :, None, None])
         return filtered(made, scale, self.bias, self.up_filter, self.down_filter, self.resampling)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        padding = self.plan.kernel - 1
+        if winograd.is_worth_it(x, self.weight):
+            return winograd.convolved(x, self.weight, padding=padding)
+        return F.conv2d(x, self.weight, padding=padding)
