@@ -109,7 +109,7 @@ def filtered(
     down_filter: Float[Tensor, " s"] | Float[Tensor, "s s"] | None,
     resampling: Resampling,
 ) -> Float[Tensor, "n c h2 w2"]:
-    """The filtered non-linearity of ``x · scale + bias``, differentiable in these three.
+    """The filtered non-linearity of ``x · scale + bias``, differentiable in these three, with the bits of ``x``.
 
     A ``down_filter`` of two dimensions is taken as it is, one of one dimension along both axes. The first derivative takes
     little memory; a second one keeps all that is made on the way.
@@ -155,12 +155,12 @@ class _Filtered(torch.autograd.Function):
             return (*_gradients(ctx.needs_input_grad, x, scale, bias, steps, wanted), *_NO_GRADIENTS)
         planes, scales, biases = _planes(x, scale, bias)
         pulls = wanted.reshape(len(planes), resampling.outputs, resampling.outputs)
-        d_planes, d_scales, d_biases = torch.empty_like(planes), torch.empty_like(scales), torch.empty_like(biases)
+        d_planes, d_scales, d_biases = torch.empty_like(planes), scale.new_empty(scales.shape), scale.new_empty(biases.shape)
         for tile in _tiles(len(planes), resampling.wide**2, x.device):
             part = bent[tile] if bent is not None else steps.bend_(steps.up(planes[tile], scales[tile], biases[tile]))
             pull = steps.up_transposed(steps.bend_transposed(part, steps.down_transposed(pulls[tile])))
-            d_scales[tile] = (pull * planes[tile]).sum((1, 2), keepdim=True)
-            d_biases[tile] = pull.sum((1, 2), keepdim=True)
+            d_scales[tile] = (pull * planes[tile]).sum((1, 2), keepdim=True, dtype=scale.dtype)
+            d_biases[tile] = pull.sum((1, 2), keepdim=True, dtype=scale.dtype)
             torch.mul(pull, scales[tile], out=d_planes[tile])
         return d_planes.view_as(x), d_scales.view_as(scale), d_biases.view_as(scale).sum(0), *_NO_GRADIENTS
 
@@ -243,7 +243,8 @@ def _gradients(
 def _planes(x: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Images and channels as one axis: x [p, h, w], scale and bias [p, 1, 1]."""
     planes = x.reshape(-1, *x.shape[2:]).contiguous()
-    return planes, scale.reshape(-1, 1, 1), bias.expand_as(scale).reshape(-1, 1, 1)
+    scales, biases = (each.reshape(-1, 1, 1).to(x.dtype) for each in (scale, bias.expand_as(scale)))
+    return planes, scales, biases
 
 
 def _tiles(planes: int, numbers: int, device: torch.device) -> Iterator[slice]:
