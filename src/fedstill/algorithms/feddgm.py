@@ -88,7 +88,9 @@ class FedDGM:
     precision: Annotated[
         Precision, Field(description="of StyleGAN-XL's features; 16 bits are for GPUs [their code: float16]")
     ] = "float32"
-    feature_limit: Annotated[float, Field(gt=0, description="largest entry of f at the start, either side of 0 [code]")] = 10.0
+    feature_limit: Annotated[
+        float, Field(gt=0, description="largest entry of f at the start, either side of 0 [code]")
+    ] = 10.0
     ipc: Annotated[int, Field(ge=1, description="IPC, images a class and client, for every class [paper: 10]")] = 10
     warm_start: Annotated[bool, Field(description="beyond the paper: latents start from the client's last ones")] = (
         False

@@ -155,7 +155,11 @@ class _Filtered(torch.autograd.Function):
             return (*_gradients(ctx.needs_input_grad, x, scale, bias, steps, wanted), *_NO_GRADIENTS)
         planes, scales, biases = _planes(x, scale, bias)
         pulls = wanted.reshape(len(planes), resampling.outputs, resampling.outputs)
-        d_planes, d_scales, d_biases = torch.empty_like(planes), scale.new_empty(scales.shape), scale.new_empty(biases.shape)
+        d_planes, d_scales, d_biases = (
+            torch.empty_like(planes),
+            scale.new_empty(scales.shape),
+            scale.new_empty(biases.shape),
+        )
         for tile in _tiles(len(planes), resampling.wide**2, x.device):
             part = bent[tile] if bent is not None else steps.bend_(steps.up(planes[tile], scales[tile], biases[tile]))
             pull = steps.up_transposed(steps.bend_transposed(part, steps.down_transposed(pulls[tile])))

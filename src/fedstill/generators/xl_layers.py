@@ -148,8 +148,9 @@ class XLSynthesis(nn.Module):
     def forward(self, x: Float[Tensor, "n i h w"], w: Float[Tensor, "n d"]) -> Float[Tensor, "n o h2 w2"]:
         style = self.style(w)
         gain = self.magnitude.rsqrt()
+        weight: Tensor = self.weight
         if self.plan.image:
-            x, weight = x.to(w), self.weight
+            x = x.to(w)
             style = style / math.sqrt(weight[0].numel())
             scale = gain.expand(len(x), self.plan.out_channels)
         else:
@@ -159,10 +160,10 @@ class XLSynthesis(nn.Module):
             unit_gain = self.weight[0].numel() / power.sum(1)
             demodulation = torch.rsqrt(style.square() @ (power * unit_gain[:, None]).T + _EPS)
             if x.dtype == w.dtype:
-                weight, scale = self.weight, demodulation * unit_gain.sqrt() * gain
+                scale = demodulation * unit_gain.sqrt() * gain
             else:
-                entries = self.weight[0].numel()
-                weight = (self.weight * (unit_gain / entries).sqrt()[:, None, None, None]).to(x.dtype)
+                entries = weight[0].numel()
+                weight = (weight * (unit_gain / entries).sqrt()[:, None, None, None]).to(x.dtype)
                 style, scale = style * gain, demodulation * math.sqrt(entries)
         made = self._convolved(x * style[:, :, None, None].to(x.dtype), weight)
         return filtered(made, scale, self.bias, self.up_filter, self.down_filter, self.resampling)
