@@ -19,6 +19,7 @@ from torch import Tensor
 __all__ = ["convolved", "is_worth_it"]
 
 _OUT, _IN = 4, 6  # pixels a side of a tile's result, and of the tile
+_BLOCK = 128  # channels of the result at a time
 _FEW = 256  # channels, below which the transforms take what the products save
 
 _B = (  # Bᵀ; its points are 0, 1, −1, 2, −2 and infinity
@@ -84,23 +85,31 @@ class _Convolved(torch.autograd.Function):
 def _product(x: Tensor, weight: Tensor, padding: int, is_back: bool) -> Tensor:
     height, width = (size + 2 * padding - 2 for size in x.shape[2:])
     down, across = -(-height // _OUT), -(-width // _OUT)
-    into, out = _square(_B, x), _square(_A, x)
-    kernels = _kernels(weight, is_back)
-    made = x.new_empty(len(x), kernels.shape[1], height, width)
     right, below = (_OUT * tiles + 2 - padding - size for tiles, size in ((across, x.shape[3]), (down, x.shape[2])))
-    for image, result in zip(x, made, strict=True):  # what one of them takes stays longer in the processor's cache
-        padded = F.pad(image, [padding, right, padding, below])
-        tiles = padded.unfold(1, _IN, _OUT).unfold(2, _IN, _OUT).permute(3, 4, 0, 1, 2).reshape(_IN**2, -1)
-        products = kernels @ (into @ tiles).view(_IN**2, len(image), -1)
-        pieces = (out @ products.flatten(1)).view(_OUT, _OUT, -1, down, across)
-        whole = pieces.permute(2, 3, 0, 4, 1).reshape(-1, _OUT * down, _OUT * across)
-        result.copy_(whole[:, :height, :width])
+    padded = F.pad(x, [padding, right, padding, below])
+    into, out = _square(_B, x), _square(_A, x)
+    tiles = [_tiles(image, into) for image in padded]
+    del padded
+    made = x.new_empty(len(x), weight.shape[1] if is_back else weight.shape[0], height, width)
+    # kernels are four times as large as weights, and results for them twice as large as images: some channels' at a time
+    for first in range(0, made.shape[1], _BLOCK):
+        block = slice(first, first + _BLOCK)
+        kernels = _kernels(weight[:, block], True) if is_back else _kernels(weight[block], False)
+        for image, result in zip(tiles, made, strict=True):
+            pieces = (out @ (kernels @ image).flatten(1)).view(_OUT, _OUT, -1, down, across)
+            whole = pieces.permute(2, 3, 0, 4, 1).reshape(-1, _OUT * down, _OUT * across)
+            result[block] = whole[:, :height, :width]
     return made
+
+
+def _tiles(image: Float[Tensor, "i h w"], transform: Tensor) -> Float[Tensor, "36 i tiles"]:
+    tiles = image.unfold(1, _IN, _OUT).unfold(2, _IN, _OUT).permute(3, 4, 0, 1, 2)
+    return (transform @ tiles.reshape(_IN**2, -1)).view(_IN**2, len(image), -1)
 
 
 def _kernels(weight: Tensor, is_back: bool) -> Float[Tensor, "36 o i"]:
     transform = _square(_G, weight)
-    made = (transform.flip(1) if is_back else transform) @ weight.reshape(len(weight) * weight.shape[1], -1).T
+    made = (transform.flip(1) if is_back else transform) @ weight.reshape(-1, 9).T
     made = made.view(_IN**2, *weight.shape[:2])
     return made.transpose(1, 2) if is_back else made
 
