@@ -5,10 +5,13 @@ would run it, and with the tuned one, which is fedstill's gain by arithmetic alo
 
     python benchmarks/generator.py                          # both CIFAR models, about five minutes on one core
     python benchmarks/generator.py --model 19.6M --images 4
+    python benchmarks/generator.py --memory --model 18.0M --images 100          # one step of a Canvas
+    python benchmarks/generator.py --memory --model ImageNet-128 --images 2     # from F12
 
 Weights are random, in float32, and frozen. Every figure comes from a process of its own, in CPU seconds of its best pass, one
 thread; peak memory is that process's largest resident size less what it held before the first pass. A pass of the vector-Jacobian
-product is forward and backward. Ratios are within this run.
+product is forward and backward. Ratios are within this run. ``--memory`` takes one step of a Canvas instead, as distillation
+does, and gives that process's largest resident size in all: weights, latents, momentum and a chunk's graph.
 """
 
 from __future__ import annotations
@@ -21,12 +24,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 SPACE = 5
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "18.0M": {},
     "19.6M": {"layers": 7, "kernel": 3, "radial": False, "widest": 512, "budget": 32768},
 }
+LARGE = "ImageNet-128"  # for --memory alone
 KINDS = ("literal", "literal, tuned", "fedstill")
 WORKS = ("forward", "vjp")
 
@@ -75,16 +80,67 @@ def measure(model: str, kind: str, work: str, images: int, passes: int) -> dict[
     }
 
 
+def step(model: str, images: int) -> dict[str, float]:
+    """One step of a Canvas on ``images``, drawn at its space."""
+    from fedstill.runtime import peak_memory, prepare
+
+    prepare(1)
+    import torch
+
+    from fedstill.data.shard import Normalisation
+    from fedstill.distill.canvas import Canvas, Pull, Strokes
+    from fedstill.generators.stylegan_xl import StyleGANXL
+    from fedstill.generators.xl_options import plan
+    from fedstill.seeds import Seed
+
+    seed = Seed.root(0)
+    with seed.at("weights").scope():
+        options = plan((16, 32, 64, 128), classes=1000) if model == LARGE else plan((32,), classes=10, **MODELS[model])
+        generator = StyleGANXL(options).requires_grad_(False)
+    space = 12 if model == LARGE else SPACE
+    first = options.layers[space]
+    noise = seed.at("latents").torch()
+    latent = {
+        "f": torch.randn(images, first.in_channels, first.in_size, first.in_size, generator=noise),
+        "w": torch.randn(images, generator.depth - space, options.w_width, generator=noise),
+    }
+    canvas = Canvas(
+        generator,
+        space,
+        latent,
+        torch.zeros(images, dtype=torch.long),
+        normalisation=Normalisation((0.5,) * 3, (0.5,) * 3),
+        strokes=Strokes(features=1.0, styles=1.0, rate=0),
+        rate=0.01,
+    )
+    del latent
+    held, began = peak_memory(), time.process_time()
+    canvas.push(Pull(0.0, torch.randn(images, options.channels, options.size, options.size, generator=noise)))
+    return {
+        "images": images,
+        "chunk": canvas.chunk,
+        "seconds": time.process_time() - began,
+        "held": held,
+        "peak": peak_memory(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, action="append", help="repeatable; both")
+    parser.add_argument("--model", choices=[*MODELS, LARGE], action="append", help="repeatable; both")
     parser.add_argument("--images", type=int, default=1, help="that go through at once")
     parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument("--memory", action="store_true", help="of a step of a Canvas")
     parser.add_argument("--one", nargs=3, metavar=("MODEL", "KIND", "WORK"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         print(json.dumps(measure(*given.one, given.images, given.passes)))
         return
+    if given.memory:
+        print(json.dumps(step((given.model or ["18.0M"])[0], given.images)))
+        return
+    if LARGE in (given.model or ()):
+        parser.error(f"{LARGE} is for --memory")
     print(
         f"{platform.processor() or platform.machine()}, python {platform.python_version()}, {given.images} image(s) at once"
     )

@@ -22,7 +22,13 @@ __all__ = ["LATER", "Option", "differences", "options", "override", "parse", "re
 T = TypeVar("T")
 
 LATER: Mapping[str, Any] = MappingProxyType(
-    {"farthest": 1e6, "algorithm.rule": "mean", "algorithm.hostile": None, "algorithm.prior_classes": None}
+    {
+        "farthest": 1e6,
+        "algorithm.rule": "mean",
+        "algorithm.hostile": None,
+        "algorithm.prior_classes": None,
+        "algorithm.precision": "float32",
+    }
 )
 """Settings that files may be older than, by dotted key, and what they then were: a file that has one so and a file without it
 say the same."""

@@ -41,6 +41,7 @@ from fedstill.distill.canvas import Canvas, Generator, Latent, Strokes
 from fedstill.distill.health import match
 from fedstill.distill.matchers import TrajectoryMatcher, preferred_gradient
 from fedstill.errors import InputError
+from fedstill.generators.precision import Precision
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import NetworkChoice
 from fedstill.rounds import Desk, Failure, Outcome, Reply, Site, Trained, World
@@ -85,6 +86,12 @@ class FedDGM:
     ] = "pixels"
     truncation: Annotated[float, Field(gt=0, le=1, description="psi of the mapping network; 1 is off [paper]")] = 1.0
     prior_classes: PriorClasses = None
+    precision: Annotated[
+        Precision, Field(description="of StyleGAN-XL's features; 16 bits are for GPUs [their code: float16]")
+    ] = "float32"
+    feature_limit: Annotated[
+        float, Field(gt=0, description="largest entry of f at the start, either side of 0 [code]")
+    ] = 10.0
     ipc: Annotated[int, Field(ge=1, description="IPC, images a class and client, for every class [paper: 10]")] = 10
     warm_start: Annotated[bool, Field(description="beyond the paper: latents start from the client's last ones")] = (
         False
@@ -274,6 +281,7 @@ class FedDGM:
             seed=seed,
             chunk=self.chunk,
             latent=latent,
+            limit=self.feature_limit if space is None else None,
         )
 
     def _matcher(self, start: Group, target: Group, device: str) -> TrajectoryMatcher:
@@ -380,6 +388,7 @@ class FedDGM:
             device=device,
             truncation=self.truncation,
             prior_classes=self.prior_classes,
+            precision=self.precision,
         )
 
     def _space(self, generator: Generator) -> int:

@@ -11,6 +11,7 @@ from fedstill.errors import InputError
 from fedstill.generators import PRIORS, build_generator
 from fedstill.generators.choice import chosen_names, named_numbers, strangers
 from fedstill.generators.files import read_card
+from fedstill.generators.precision import Precision
 from fedstill.rounds import World
 
 __all__ = ["PriorClasses", "class_remark", "generator_of", "space_of"]
@@ -28,12 +29,18 @@ PriorClasses = Annotated[
 
 
 def generator_of(
-    world: World, name: str, *, device: str = "cpu", truncation: float = 1.0, prior_classes: PriorClasses = None
+    world: World,
+    name: str,
+    *,
+    device: str = "cpu",
+    truncation: float = 1.0,
+    precision: Precision = "float32",
+    prior_classes: PriorClasses = None,
 ) -> Generator:
     """``algorithm.generator`` for the images of ``world``, on ``device``.
 
     Raises:
-        InputError: as :func:`fedstill.generators.build_generator`.
+        InputError: as :func:`fedstill.generators.build_generator`; or it knows float32 alone, and ``precision`` is another.
     """
     architecture = world.architecture
     if prior_classes == _BY_NAME and name != "pixels":
@@ -47,6 +54,13 @@ def generator_of(
         truncation=truncation,
         prior_classes=prior_classes,
     )
+    if precision != "float32":
+        if not hasattr(generator, "precision"):
+            raise InputError(
+                f"algorithm.precision = '{precision}': the generator '{name}' works in float32 alone; leave it at that, or "
+                "choose a StyleGAN-XL prior"
+            )
+        generator.precision = precision
     placed: Generator = generator.to(device)
     return placed
 

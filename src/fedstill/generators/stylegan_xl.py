@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from fedstill.generators.aliasfree import kept
 from fedstill.generators.pixels import Latent
+from fedstill.generators.precision import HALVES, Passage, Precision
 from fedstill.generators.xl_layers import XLMapping, XLSynthesis, XLWaves
 from fedstill.generators.xl_options import XLOptions
 from fedstill.seeds import Seed
@@ -18,7 +20,7 @@ from fedstill.seeds import Seed
 __all__ = ["StyleGANXL"]
 
 _GRAPH = 2 * 2**30  # bytes that a chunk's graph may take
-_KEPT = 2  # times a layer's inputs are kept in the graph: as they come and scaled by the style
+_INPUTS = 2  # times a layer's inputs are kept in the graph: as they come and scaled by the style
 
 
 class StyleGANXL(nn.Module):
@@ -32,6 +34,8 @@ class StyleGANXL(nn.Module):
         truncation: ψ of ``draw``: w moves to ψ·w + (1 − ψ)·(its class's mean w); 1 leaves it.
         centres: mean w of every class, [classes, w_width]; [1, w_width] without classes. See :meth:`track_centres`.
         classes: None without classes: any labels will do.
+        precision: of the features that layers pass on. With 16 bits latents, styles, what normalises, and the last layer stay
+            in float32, and gradients of any size are right; it is for GPUs, and slow on most processors.
         chunk: images whose graph, from F0 on, takes about 2 GB; 1 at least.
     """
 
@@ -41,6 +45,7 @@ class StyleGANXL(nn.Module):
         super().__init__()
         self.options = options
         self.truncation = truncation
+        self.precision: Precision = "float32"
         self.channels = options.channels
         self.size = (options.size, options.size)
         self.classes: int | None = options.classes or None
@@ -71,12 +76,24 @@ class StyleGANXL(nn.Module):
 
     def _run(self, latent: Latent, first: int, last: int) -> Latent:
         assert 0 <= first <= last <= self.depth
-        features = latent["f"]
-        for number in range(first, last):
-            features = self.layers[number](features, latent["w"][:, number - first])
+        if first == last:
+            return latent
+        features, styles = latent["f"], latent["w"]
+        half = HALVES.get(self.precision)
+        if half is None:
+            features = self._layers(features, styles, first, last)
+        else:
+            passage = Passage()
+            made = self._layers(passage.enter(features).to(half), passage.enter(styles), first, last)
+            features = passage.leave(made.to(features))
         if last < self.depth:
             return {"w": latent["w"][:, last - first :], "f": features}
-        return {"f": features if first == last else features * self.options.output_scale}
+        return {"f": features * self.options.output_scale}
+
+    def _layers(self, features: Tensor, styles: Tensor, first: int, last: int) -> Tensor:
+        for number in range(first, last):
+            features = self.layers[number](features, styles[:, number - first])
+        return features
 
     @torch.no_grad()
     def track_centres(self, seed: Seed, *, samples: int = 2000) -> None:
@@ -97,9 +114,11 @@ class StyleGANXL(nn.Module):
 
 
 def _graph_bytes(options: XLOptions) -> int:
-    """What an image's graph takes in float32: beside its inputs a layer keeps what its convolution made."""
+    """What an image's graph takes in float32: a layer keeps its inputs, what its convolution made, and what filters keep."""
     numbers = sum(
-        _KEPT * plan.in_channels * plan.in_size**2 + plan.out_channels * plan.resampling.inputs**2
+        _INPUTS * plan.in_channels * plan.in_size**2
+        + plan.out_channels * plan.resampling.inputs**2
+        + kept(plan.resampling, plan.out_channels)
         for plan in options.layers
     )
     return 4 * numbers

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from fedstill.generators import winograd
 from fedstill.generators.aliasfree import filtered
 from fedstill.generators.filters import lowpass
 from fedstill.generators.style import Dense, leaky, unit
@@ -109,7 +110,8 @@ class XLSynthesis(nn.Module):
     """A modulated convolution and the filtered non-linearity.
 
     The style scales the input's channels and demodulation the output's, around one convolution that all images share; what
-    normalises the weights is a factor of the output's channels too, so no weights are written.
+    normalises the weights is a factor of the output's channels too, so no weights are written. Where x has 16 bits they are: the
+    convolution then takes numbers of about size one, and makes such. An image is made with the bits of w, whatever x has.
 
     Attributes:
         magnitude: mean square of the layer's inputs in training, whose root they are divided by.
@@ -146,8 +148,10 @@ class XLSynthesis(nn.Module):
     def forward(self, x: Float[Tensor, "n i h w"], w: Float[Tensor, "n d"]) -> Float[Tensor, "n o h2 w2"]:
         style = self.style(w)
         gain = self.magnitude.rsqrt()
+        weight: Tensor = self.weight
         if self.plan.image:
-            style = style / math.sqrt(self.weight[0].numel())
+            x = x.to(w)
+            style = style / math.sqrt(weight[0].numel())
             scale = gain.expand(len(x), self.plan.out_channels)
         else:
             # one factor for the whole batch, which demodulation takes out again: it keeps the squares small
@@ -155,6 +159,17 @@ class XLSynthesis(nn.Module):
             power = self.weight.square().sum((2, 3))
             unit_gain = self.weight[0].numel() / power.sum(1)
             demodulation = torch.rsqrt(style.square() @ (power * unit_gain[:, None]).T + _EPS)
-            scale = demodulation * unit_gain.sqrt() * gain
-        made = F.conv2d(x * style[:, :, None, None], self.weight, padding=self.plan.kernel - 1)
+            if x.dtype == w.dtype:
+                scale = demodulation * unit_gain.sqrt() * gain
+            else:
+                entries = weight[0].numel()
+                weight = (weight * (unit_gain / entries).sqrt()[:, None, None, None]).to(x.dtype)
+                style, scale = style * gain, demodulation * math.sqrt(entries)
+        made = self._convolved(x * style[:, :, None, None].to(x.dtype), weight)
         return filtered(made, scale, self.bias, self.up_filter, self.down_filter, self.resampling)
+
+    def _convolved(self, x: Tensor, weight: Tensor) -> Tensor:
+        padding = self.plan.kernel - 1
+        if winograd.is_worth_it(x, weight):
+            return winograd.convolved(x, weight, padding=padding)
+        return F.conv2d(x, weight, padding=padding)
