@@ -30,7 +30,7 @@ from fedstill.settings import options, override, read_toml, toml_table, validate
 from fedstill.sites import Uses, build_sites, plan_uses
 from fedstill.warm import file_hash, started_from
 
-__all__ = ["Experiment", "Parts", "by_content", "starter"]
+__all__ = ["Experiment", "Parts", "by_content", "starter", "told"]
 
 _DEFAULT_NAMES: Mapping[str, str] = {"model": "convnet", "algorithm": "feddgm"}
 PROVENANCE = "provenance"
@@ -296,7 +296,7 @@ class Experiment:
             "images and labels": digest(loaded),
             "who holds what": dealt.hash,
         }
-        return by_content({key: value for key, value in settings.items() if (key, value) not in _UNTOLD})
+        return by_content({key: value for key, value in told(settings).items() if (key, value) not in _UNTOLD})
 
 
 def by_content(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -316,11 +316,25 @@ def _by_content(key: str, value: Any) -> Any:
 
 _SCALARS = ("name", "seed", "rounds", "cohort", "quorum", "farthest", "threads", "start")
 
-LATER: Sequence[tuple[str, Any]] = (("farthest", FARTHEST), ("algorithm.rule", "mean"), ("algorithm.hostile", None))
+_LATER: Sequence[tuple[str, Any]] = (("farthest", FARTHEST), ("algorithm.rule", "mean"), ("algorithm.hostile", None))
 """Settings that checkpoints and searches may be older than, and what they then were."""
 
-_UNTOLD = (("partition.test", 0.0), ("partition.parts", 1), *LATER)
-"""What a checkpoint does not tell: it may be older than these settings."""
+_BUDGET: Sequence[tuple[str, Any]] = (
+    ("algorithm.privacy_epsilon", None),
+    ("algorithm.privacy_delta", 1e-5),
+    ("algorithm.privacy_clip", 1.0),
+    ("algorithm.privacy_rounds", None),
+)
+"""The same of methods that had no privacy budget then, which OneShot always had."""
+
+_UNTOLD = (("partition.test", 0.0), ("partition.parts", 1))
+"""What a checkpoint does not tell: it may be older than these settings, too."""
+
+
+def told(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` by dotted key, without those that checkpoints and searches may be older than and that are what they then were."""
+    later = _LATER if settings.get("algorithm.name") == "oneshot" else (*_LATER, *_BUDGET)
+    return {key: value for key, value in settings.items() if (key, value) not in later}
 
 
 def starter(method: str) -> Experiment:
