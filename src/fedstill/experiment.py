@@ -332,7 +332,7 @@ _UNTOLD = (("partition.test", 0.0), ("partition.parts", 1))
 
 
 def told(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """``settings`` by dotted key, without those that checkpoints and searches may be older than and that are what they then were."""
+    """``settings`` by dotted key, less those that checkpoints and searches may be older than and that are what they then were."""
     later = _LATER if settings.get("algorithm.name") == "oneshot" else (*_LATER, *_BUDGET)
     return {key: value for key, value in settings.items() if (key, value) not in later}
 

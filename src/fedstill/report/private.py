@@ -15,9 +15,9 @@ __all__ = ["private"]
 
 _SAY = (
     "ε and δ: of all that the client has sent up to that round together, for each single one of its training images, which "
-    "counts or does not; noise σ: in units of the length to which what an image adds was cut. Not covered: validation and test images, "
-    "how many images a client holds and of which classes, what all images of one person have in common; nor anything against who "
-    "knows the run’s seed, from which the noise comes."
+    "counts or does not; noise σ: in units of the length to which what an image adds was cut. Not covered: validation and test "
+    "images, how many images a client holds and of which classes, what all images of one person have in common; nor anything "
+    "against who knows the run’s seed, from which the noise comes."
 )
 
 
