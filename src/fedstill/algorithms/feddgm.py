@@ -17,6 +17,9 @@ Symbols: T_l ``epochs``, T_d ``distill_steps``, T_s ``student_steps``, T_g ``glo
 Where the paper is silent, the released code's value is the default, and the field's description says [code]. Four things go
 beyond both, are off by default, and say so: ``warm_start``, ``latent_optimiser = "adam"``, ``labels = "soft"`` and
 ``prior_samples``.
+
+With a budget (``privacy_epsilon``) clients learn by DP-SGD, as FedAvg's do: the server's images are then made of private updates
+alone, and are as private as these.
 """
 
 from __future__ import annotations
@@ -32,6 +35,17 @@ from pydantic import Field
 
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.algorithms.priors import PriorClasses, class_remark, generator_of, space_of
+from fedstill.algorithms.protection import (
+    PrivacyClip,
+    PrivacyDelta,
+    PrivacyEpsilon,
+    PrivacyRounds,
+    check_descent,
+    remarks,
+    said,
+    told,
+    unsaid,
+)
 from fedstill.algorithms.replies import Sieve
 from fedstill.algorithms.union import Course, DistilledSet, global_networks, keep, soften, study, without_ruinous
 from fedstill.bundle import Bundle, Group
@@ -74,6 +88,10 @@ class FedDGM:
     batch: Annotated[int, Field(ge=1, description="images a local step [code: 256 on CIFAR-10, 32 on ImageNet]")] = 256
     momentum: Annotated[float, Field(ge=0, lt=1, description="of local SGD [code: none]")] = 0.0
     decay: Annotated[float, Field(ge=0, description="weight decay of local SGD [code: none]")] = 0.0
+    privacy_epsilon: PrivacyEpsilon = None
+    privacy_delta: PrivacyDelta = 1e-5
+    privacy_clip: PrivacyClip = 1.0
+    privacy_rounds: PrivacyRounds = None
     # the canvas
     generator: Annotated[
         str, Field(description="pixels | digits | a prior's .safetensors file | package.module:factory")
@@ -179,7 +197,8 @@ class FedDGM:
         return self._averaging().score(inbox, site, memory, desk)
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
-        sieve = Sieve(replies, {"model": state.groups["model"]} if self.distill_steps else {})
+        like = {"model": state.groups["model"]} if self.distill_steps else {}
+        sieve = Sieve(replies, like, wrong=partial(unsaid, self))
         arrived = {reply.client: reply.bundle for reply in sieve}
         failures = sieve.failures
         began = time.perf_counter()
@@ -195,7 +214,10 @@ class FedDGM:
         else:
             state = keep(state, [])
         figures = {
-            "clients": {done.client: done.figures(arrived[done.client]) for done in sets},
+            "clients": {
+                done.client: done.figures(arrived[done.client]) | told(said(self, arrived[done.client]))
+                for done in sets
+            },
             "loss": losses,
             "union": sum(len(done.synthetic) for done in healthy),
             "seconds": {"distil": distilled - began, "train": time.perf_counter() - distilled},
@@ -207,6 +229,11 @@ class FedDGM:
         return {SURROGATE: Trained(self.world.architecture, state.groups["model"])} | {
             name: Trained(architecture, others[name]) for name, architecture in self._architectures().items()
         }
+
+    def remarks(self, rounds: int) -> Sequence[str]:
+        """What a user of ``rounds`` rounds may want to know before they begin."""
+        named = class_remark(self.world, self.generator, self.prior_classes)
+        return (*remarks(self, rounds), *(() if named is None else (named,)))
 
     # --- steps 3 and 4: distil every client's update -------------------------------------------------------------
 
@@ -347,16 +374,17 @@ class FedDGM:
             temperature=self.temperature,
         )
 
-    def remarks(self, rounds: int) -> Sequence[str]:
-        """What a user of ``rounds`` rounds may want to know before they begin."""
-        remark = class_remark(self.world, self.generator, self.prior_classes)
-        return () if remark is None else (remark,)
-
     # --- parts ---------------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
         """All that can be refused, before a client works."""
         self._space(self._generator())
+        check_descent(self)
+        if self.privacy_epsilon is not None and not self.distill_steps:
+            raise InputError(
+                f"algorithm.privacy_epsilon = {self.privacy_epsilon:g}: without distillation steps clients send nothing that is "
+                "made of their images; leave it out"
+            )
         for key in ("augmentation", "global_augmentation"):
             Augmentation.parse(getattr(self, key), key=f"algorithm.{key}")
         for architecture in self._architectures().values():
@@ -376,6 +404,10 @@ class FedDGM:
             batch=self.batch,
             momentum=self.momentum,
             decay=self.decay,
+            privacy_epsilon=self.privacy_epsilon,
+            privacy_delta=self.privacy_delta,
+            privacy_clip=self.privacy_clip,
+            privacy_rounds=self.privacy_rounds,
         )
 
     def _architectures(self) -> dict[str, Architecture]:

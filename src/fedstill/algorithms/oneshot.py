@@ -38,7 +38,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -61,8 +61,9 @@ from fedstill.algorithms.choosing import (
     too_few,
 )
 from fedstill.algorithms.priors import PriorClasses, class_remark, generator_of, space_of
+from fedstill.algorithms.protection import PrivacyClip, PrivacyDelta, remark, told
 from fedstill.algorithms.replies import Sieve
-from fedstill.algorithms.sending import check_privacy, make, privacy_remark, read
+from fedstill.algorithms.sending import check_privacy, make, read
 from fedstill.algorithms.union import Course as Lesson
 from fedstill.algorithms.union import DistilledSet, global_networks, join_sets, keep, study, without_ruinous
 from fedstill.bundle import Bundle
@@ -155,10 +156,8 @@ class OneShot:
         float | None,
         Field(gt=0, le=1000, description="budget of all experts of a client together, by DP-SGD; none: not private"),
     ] = None
-    privacy_delta: Annotated[
-        float, Field(gt=0, lt=1, description="for which epsilon is told; below 1 / a client's images")
-    ] = 1e-5
-    privacy_clip: Annotated[float, Field(gt=0, description="largest norm of an image's gradient in DP-SGD")] = 1.0
+    privacy_delta: PrivacyDelta = 1e-5
+    privacy_clip: PrivacyClip = 1.0
     quantise: Annotated[bool, Field(description="images as bytes: clipped, rounded, a quarter of the size")] = False
     # the server
     global_epochs: Annotated[int, Field(ge=1, description="epochs on the union [MTT's code]")] = 1000
@@ -241,8 +240,7 @@ class OneShot:
             clients[reply.client] = done.figures(reply.bundle) | {"synthetic": len(done.synthetic), "rate": rate}
             if course is not None:
                 clients[reply.client] |= course.figures()
-            if spent is not None:
-                clients[reply.client]["privacy"] = asdict(spent)
+            clients[reply.client] |= told(spent)
             if self.drop_ill and done.sick is not None:
                 failures.append(Failure(reply.client, done.sick))
             else:
@@ -284,7 +282,7 @@ class OneShot:
         """What a user of ``rounds`` rounds may want to know before they begin."""
         searched = too_few(rounds, self.trials, self.at_once) if self.search == "clients" else None
         named = class_remark(self.world, self.generator, self.prior_classes)
-        return tuple(each for each in (searched, privacy_remark(self), named) if each is not None)
+        return tuple(each for each in (searched, remark(self), named) if each is not None)
 
     @property
     def needs_validation(self) -> str | None:

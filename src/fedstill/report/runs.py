@@ -23,7 +23,7 @@ from fedstill.report.reading import (
     read_toml,
 )
 from fedstill.report.rows import Row, read_rows
-from fedstill.settings import LATER
+from fedstill.settings import told
 
 __all__ = ["UNFINISHED", "Holding", "Run", "read_run"]
 
@@ -172,12 +172,11 @@ def _settings(experiment: Table) -> Table:
     settings = {key: value for key, value in experiment.items() if key != "provenance"}
     if isinstance(data := settings.get("data"), Mapping) and data.get("zca") is False:
         settings["data"] = {key: value for key, value in data.items() if key not in ("zca", "zca_epsilon")}
-    for place, value in LATER.items():
-        table, _, name = place.rpartition(".")
-        owner = as_table(settings.get(table)) if table else settings
-        if name in owner and owner[name] == value:
-            less = {key: each for key, each in owner.items() if key != name}
-            settings = {**settings, table: less} if table else less
+    method = as_table(settings.get("algorithm"))
+    kept = told(settings | {f"algorithm.{key}": value for key, value in method.items()})
+    settings = {key: value for key, value in settings.items() if key in kept}
+    if method:
+        settings["algorithm"] = {key: value for key, value in method.items() if f"algorithm.{key}" in kept}
     return settings
 
 
