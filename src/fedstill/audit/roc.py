@@ -88,9 +88,10 @@ def thinned_curve(roc: Roc, most: int = 200) -> Roc:
 def auc(members: Scores, others: Scores) -> Estimate:
     """P(member's score > other's) + P(equal) / 2, with DeLong's interval.
 
-    The variance is that of DeLong et al. (Biometrics 44, 1988) by placements; the interval is made on the logit scale, so that it
-    stays within [0, 1]. Where every member lies above every other (or below), that variance is 0; pairing each member with one other
-    then gives min(m, n) independent trials that all succeeded, whose Clopper-Pearson bound is the interval's end.
+    The variance is that of DeLong et al. (Biometrics 44, 1988) by placements; the interval is made on the logit scale, so
+    that it stays within [0, 1]. Where every member lies above every other (or below), that variance is 0; pairing each member
+    with one other then gives min(m, n) independent trials that all succeeded, whose Clopper-Pearson bound is the interval's
+    end.
 
     Args:
         members, others: scores, [m] and [n], finite; at least two of each.
@@ -148,7 +149,8 @@ def clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
 def dp_bound(fpr: float, epsilon: float, delta: float) -> float:
     """The highest TPR that any attack can have at ``fpr`` against an (ε, δ)-private mechanism.
 
-    TPR ≤ e^ε FPR + δ, and by the same for the complements TPR ≤ 1 − e^(−ε) (1 − δ − FPR) (Kairouz et al., ICML 2015, Theorem 2.1).
+    TPR ≤ e^ε FPR + δ, and by the same for the complements TPR ≤ 1 − e^(−ε) (1 − δ − FPR) (Kairouz et al., ICML 2015,
+    Theorem 2.1).
     """
     grown = math.inf if epsilon > 700 else math.exp(epsilon) * fpr + delta
     return min(1.0, grown, 1 - math.exp(-epsilon) * max(0.0, 1 - delta - fpr))

@@ -1,7 +1,7 @@
 """Shadow federations: the same method, network, client sizes and classes, on other images, from other random numbers.
 
-What an attacker sees of each is scored on every image of the pool, and the scores are kept in a file as soon as they are there: an
-audit that was killed goes on after the last whole one, and one with more shadows takes those that there are.
+What an attacker sees of each is scored on every image of the pool, and the scores are kept in a file as soon as they are there:
+an audit that was killed goes on after the last whole one, and one with more shadows takes those that there are.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def audit(
 
     if lr is not None and not lr > 0:
         raise InputError(f"--lr {lr}: it lies above 0")
-    del membership  # the only attack there is, so far: named or not, it is made
+    everything = not membership  # no attack is named
     wanted = Membership(
         shadows=shadows,
         views=tuple(dict.fromkeys(view.strip() for view in views.split(",") if view.strip())),
@@ -75,7 +75,7 @@ def audit(
         with progress_bar(quiet=quiet) as progress:
             found = audit_run(
                 run,
-                Asked(membership=wanted),
+                Asked(membership=wanted if membership or everything else None),
                 workers=workers,
                 device=device,
                 progress=progress,
@@ -106,13 +106,7 @@ def _say_membership(found: Mapping[str, Any]) -> None:
         f"{pool['members']} members and {pool['others']} others"
     )
     for view in found["views"]:
-        typer.echo("")
-        say_table(
-            f"{view['view']}: {percent(view['accuracy'])} of test images right, {percent(view['member_accuracy'])} of members, "
-            f"{percent(view['other_accuracy'])} of others",
-            ["attack", "AUC", "TPR at 1 % FPR", "at 0.1 % FPR"],
-            [_line(found["about"][name]["title"], each) for name, each in view["attacks"].items()],
-        )
+        _say_view(view, found["about"])
     typer.echo("")
     for why in found["missing"].values():
         typer.echo(f"not attacked: {why}")
@@ -125,14 +119,28 @@ def _say_membership(found: Mapping[str, Any]) -> None:
         typer.echo(line)
 
 
+def _say_view(view: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    # not as the table's title, which is wrapped at the table's width
+    typer.echo(
+        f"\n{view['view']}: {percent(view['accuracy'])} of test images right, {percent(view['member_accuracy'])} of members, "
+        f"{percent(view['other_accuracy'])} of others"
+    )
+    attacks = {about[name]["title"]: each for name, each in view["attacks"].items()}
+    say_table("", ["attack", "AUC", "TPR at 1 % FPR", "other targets"], [_line(*each) for each in attacks.items()])
+    rare = {title: each["tpr"]["0.001"] for title, each in attacks.items() if "missing" not in each}
+    if told := [f"{title} {_estimate(rate)}" for title, rate in rare.items() if "missing" not in rate]:
+        typer.echo(f"TPR at 0.1 % FPR: {'; '.join(told)}")
+
+
 def _line(title: str, found: Mapping[str, Any]) -> list[str]:
     if "missing" in found:
         return [title, "–", "–", "–"]
-    area = found["auc"]
+    area, others = found["auc"], found.get("targets", {}).get("auc")
     return [
         title,
         f"{area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f})",
-        *(_estimate(found["tpr"][rate]) for rate in ("0.01", "0.001")),
+        _estimate(found["tpr"]["0.01"]),
+        "–" if others is None else f"{others['mean']:.3f} ± {others['deviation'] or 0:.3f}",
     ]
 
 
@@ -149,6 +157,4 @@ def _whys(found: Mapping[str, Any]) -> Iterator[str]:
             if "missing" in each:
                 yield f"no {found['about'][name]['title']} on {view['view']}: {each['missing']}"
             else:
-                for rate in each["tpr"].values():
-                    if "missing" in rate:
-                        yield f"–: {rate['missing']}"
+                yield from (f"no TPR: {rate['missing']}" for rate in each["tpr"].values() if "missing" in rate)
