@@ -18,6 +18,7 @@ import torch
 
 import tiny
 from fedstill import folder
+from fedstill.algorithms import ALGORITHMS
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.attacked import exchange_of, open_target, pool_of
 from fedstill.audit.federation import Federation, Wanted
@@ -32,9 +33,12 @@ from fedstill.data.shard import Shard
 from fedstill.engines.local import LocalEngine
 from fedstill.engines.recording import Recording, message_path
 from fedstill.errors import InputError
+from fedstill.experiment import Experiment
+from fedstill.method import Method
 from fedstill.rounds import Desk, Reply, Site
 from fedstill.run import drive
 from fedstill.seeds import Seed
+from test_contract import OPTIONS
 
 QUICK = Membership(shadows=3)
 
@@ -42,6 +46,10 @@ QUICK = Membership(shadows=3)
 def finish(out, algorithm=tiny.FEDAVG, **settings):
     drive(tiny.experiment(algorithm, **{"rounds": 2, **settings}), out=out)
     return out
+
+
+def opened(run):
+    return open_target(run, Experiment.read(run / folder.EXPERIMENT), print)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +74,7 @@ def audited(finished, tmp_path_factory):
 # --- what the attacks are worth ----------------------------------------------------------------------------------------
 
 
-def overfitted(epochs, shadows=12):
+def overfitted(epochs, shadows):
     """Two clients of 24 noise images each, with classes by chance: what a network knows of them it knows by heart."""
     world = tiny_world()
     draw = Seed.root(5).torch()
@@ -101,14 +109,15 @@ def overfitted(epochs, shadows=12):
     return plan, jobs
 
 
+@pytest.mark.slow
 def test_an_overfitted_model_tells_its_members(tmp_path):
-    plan, jobs = overfitted(epochs=25)
+    plan, jobs = overfitted(epochs=10, shadows=9)
     target, *shadows = run_shadows(replace(plan, folder=tmp_path), jobs, Desk(Seed.root(0)))
     phi, member, rows = target.confidence["final:global"], target.inside, plan.pool.played
     found = attack_view(phi, shadows, "final:global", member, rows, gradients="none", seed=Seed.root(0))["attacks"]
     assert found["lira_online"]["auc"]["low"] > 0.8
-    assert found["lira_offline"]["auc"]["low"] > 0.8
-    assert found["lira_online"]["targets"]["auc"]["mean"] > 0.85
+    assert found["lira_offline"]["auc"]["low"] > 0.7
+    assert found["lira_online"]["targets"]["auc"]["mean"] > 0.8
     assert found["density"] == {"missing": "none"}
     # the same scores say nothing of a membership that is none
     shuffled = np.random.default_rng(0).permutation(member)
@@ -143,7 +152,7 @@ def test_what_is_found(audited):
 
 
 def test_the_pool_is_the_runs_training_images_and_others(run):
-    target = open_target(run, print)
+    target = opened(run)
     pool = pool_of(target, Seed.root(0))
     for client, site in target.parts.sites.items():
         held = pool.held(pool.member, client)
@@ -219,6 +228,60 @@ def test_methods_that_distil(algorithm, tmp_path):
     assert all(each["shadows"] == 2 for each in found["views"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_method_of_the_table(name, tmp_path):
+    known = Method.keys(name)
+    options = {key: value for key, value in OPTIONS[name].items() if key in known}
+    virtual = {"virtual": {"ipc": 2, "steps": 2}} if "virtual" in OPTIONS[name] else {}
+    run = finish(tmp_path / "run", {"name": name, **options}, rounds=1, **virtual)
+    found = audit_run(run, Asked(membership=Membership(shadows=2, epochs=1, lr=0.05)))["membership"]
+    there = {view["view"].partition(":")[0] for view in found["views"]}
+    assert there | found["missing"].keys() == {"final", "surrogate", "distilled"}
+    assert not there & found["missing"].keys()
+    assert "final" in there
+    assert ("distilled" in there) == ALGORITHMS[name].distils
+    sends = "model" in ALGORITHMS[name].sends and name != "vhl"  # whose clients send a network of twice as many classes
+    assert ("surrogate" in there) == sends
+    if found["surrogate"] is not None:
+        assert found["surrogate"]["same_bits"] is True
+    assert all("auc" in view["attacks"]["density"] for view in found["views"])
+
+
+def test_networks_that_stay_with_clients_are_not_attacked(tmp_path):
+    run = finish(tmp_path / "run", {**tiny.FEDAVG, "norms": "local"}, rounds=1, model={"norm": "batch"})
+    with pytest.raises(
+        InputError, match=r"no network is the server's; clients of this run send no whole network: '.*' stays"
+    ):
+        audit_run(run, Asked(membership=QUICK))
+
+
+def test_clients_of_a_domain_draw_from_their_domain(tmp_path):
+    # dark images on the left, light ones on the right
+    draw, arrays = np.random.default_rng(0), {}
+    for split, count in (("train", 160), ("test", 60)):
+        left = np.arange(count) % 2 == 0
+        dark = draw.integers(0, 100, (count, 8, 8), dtype=np.uint8)
+        arrays[f"x_{split}"] = np.where(left[:, None, None], dark, dark + 150).astype(np.uint8)
+        arrays[f"y_{split}"] = np.arange(count) // 2 % 3
+        arrays[f"site_{split}"] = np.where(left, "left", "right")
+    np.savez(tmp_path / "arrays.npz", **arrays)
+    data = {
+        "source": "arrays",
+        "path": str(tmp_path / "arrays.npz"),
+        "group_column": "site",
+        "limit": 60,
+        "test_limit": None,
+    }
+    run = finish(tmp_path / "run", rounds=1, data=data, partition={"kind": "domain"})
+    pool = pool_of(opened(run), Seed.root(0))
+    light = (pool.shard.images.float().mean((1, 2, 3)) > 125).numpy()
+    assert pool.clients == ("left", "right")
+    assert (light == (pool.owner == 1)).all()
+    assert pool.played.all()
+    assert (pool.strata % 3 == pool.shard.labels.numpy()).all()
+
+
 # --- messages ------------------------------------------------------------------------------------------------------------
 
 
@@ -236,7 +299,7 @@ def test_a_run_that_keeps_messages_is_the_same_run(algorithm, tmp_path):
     # what is done again is what was sent
     for client, number in (("c01", 1), ("c02", 2)):
         kept, again = (
-            exchange_of(open_target(run, print), client, number, Desk(Seed.root(9)), lambda done, total: None)
+            exchange_of(opened(run), client, number, Desk(Seed.root(9)), lambda done, total: None)
             for run in (keeping, plain)
         )
         assert (kept.source, again.source) == ("kept", "re-run")
@@ -264,7 +327,7 @@ def test_a_client_out_of_the_cohort_is_heard_in_the_last_round_in_which_it_was_i
     cohorts = [row["cohort"][0] for row in tiny.rows(run)]
     client = cohorts[-2] if cohorts[-2] != cohorts[-1] else cohorts[0]
     wanted = max(number for number, each in enumerate(cohorts, 1) if each == client)
-    target = open_target(run, print)
+    target = opened(run)
     kept = exchange_of(target, client, 4, Desk(Seed.root(9)), lambda done, total: None)
     shutil.rmtree(run / folder.MESSAGES)
     again = exchange_of(target, client, 4, Desk(Seed.root(9)), lambda done, total: None)

@@ -26,6 +26,7 @@ few = some.lists(some.integers(0, 6), min_size=2, max_size=12).map(lambda values
 # --- ROC -----------------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(few, few)
 def test_auc_is_the_share_of_pairs(members, others):
     pairs = [(a > b) + (a == b) / 2 for a, b in itertools.product(members, others)]
@@ -35,6 +36,7 @@ def test_auc_is_the_share_of_pairs(members, others):
     assert found.value - 1e-12 <= found.high <= 1
 
 
+@settings(deadline=None)
 @given(few, few)
 def test_the_curve_counts_what_lies_at_or_above_each_threshold(members, others):
     roc = curve(members, others)
@@ -87,6 +89,7 @@ def test_perfect_and_empty_separation_have_honest_intervals():
     assert (constant.low, constant.value, constant.high) == (0.0, 0.5, 1.0)
 
 
+@settings(deadline=None)
 @given(some.integers(0, 50))
 def test_clopper_pearson_is_scipys(hits):
     wanted = stats.binomtest(hits, 50).proportion_ci(method="exact")

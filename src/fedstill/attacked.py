@@ -22,8 +22,8 @@ from fedstill.engines.recording import message_path
 from fedstill.errors import InputError, unknown
 from fedstill.experiment import Experiment, Parts
 from fedstill.files import numbered
-from fedstill.folder import EXPERIMENT, MESSAGES
-from fedstill.kept import check_data, check_run
+from fedstill.folder import MESSAGES
+from fedstill.kept import check_data
 from fedstill.rounds import Desk
 from fedstill.seeds import Seed
 
@@ -95,14 +95,17 @@ class Heard(NamedTuple):
     same_bits: bool | None
 
 
-def open_target(run: Path, note: Callable[[str], None]) -> Target:
+def open_target(run: Path, experiment: Experiment, note: Callable[[str], None]) -> Target:
     """The run in ``run``, which may have been interrupted: what is attacked is its newest checkpoint.
 
+    Args:
+        run: its folder.
+        experiment: as it stands there.
+        note: hears of damaged checkpoints.
+
     Raises:
-        InputError: the folder holds no run or no round, or the data are no longer what they were; one sentence.
+        InputError: the folder holds no round, or the data are no longer what they were; one sentence.
     """
-    check_run(run)
-    experiment = Experiment.read(run / EXPERIMENT)
     if experiment.engine.kind == "sites":
         raise InputError(f"{run}: its clients' images lie at their sites, and an audit from here needs them")
     parts = experiment.build()

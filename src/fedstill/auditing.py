@@ -22,8 +22,9 @@ from fedstill.audit.pool import Pool
 from fedstill.audit.shadows import Job, Plan, Shadow, confidences, kept, run_shadows
 from fedstill.errors import InputError, unknown
 from fedstill.evaluate.fresh import rates_of, recipe_json, recipe_of
+from fedstill.experiment import Experiment
 from fedstill.files import write_json
-from fedstill.folder import AUDIT, AUDITED, locked
+from fedstill.folder import AUDIT, AUDITED, EXPERIMENT, locked
 from fedstill.kept import check_run, read_measured, training_fields
 from fedstill.rounds import Desk, Site, serial
 from fedstill.runtime import Processes, interrupts, pick_device, prepared
@@ -101,24 +102,25 @@ def audit_run(
     _check(asked.membership)
     check_run(run)
     read_measured(run / AUDIT, VERSION)  # what could not be merged with is refused before hours of work
-    target = open_target(run, note)
+    experiment = Experiment.read(run / EXPERIMENT)
     with (
-        prepared(target.experiment.threads),
+        prepared(experiment.threads),
         locked(run / AUDITED, note=note, who="audit"),
         interrupts() as check,
     ):
         device = pick_device(device)
+        target = open_target(run, experiment, note)
 
         def tell(phase: str, done: int, total: int) -> None:
             check()
             if progress is not None:
                 progress(phase, done, total)
 
-        workers = target.experiment.engine.workers if workers is None else workers
+        workers = experiment.engine.workers if workers is None else workers
         desk = Desk(
-            Seed.root(target.experiment.seed).at("audit"),
+            Seed.root(experiment.seed).at("audit"),
             device=device,
-            map=Processes(workers, target.experiment.threads) if workers > 1 else serial,
+            map=Processes(workers, experiment.threads) if workers > 1 else serial,
             progress=tell,
         )
         found = {"membership": _membership(target, asked.membership, desk.at("membership"))}

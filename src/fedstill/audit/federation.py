@@ -183,9 +183,15 @@ def sent_network(sent: Bundle, architecture: Architecture) -> Trained | str:
     if model is None:
         held = ", ".join(sorted(sent.groups)) or "nothing but numbers"
         return f"clients of this method send no network: {held}"
-    whole = architecture.build(Seed(("unused",))).state_dict().keys()
-    if missing := sorted(whole - model.keys()):
+    whole = architecture.build(Seed(("unused",))).state_dict()
+    if missing := sorted(whole.keys() - model.keys()):
         return f"clients of this run send no whole network: '{missing[0]}' stays with them"
+    for name, tensor in whole.items():
+        if model[name].shape != tensor.shape:
+            return (
+                f"clients of this method send another network than the run's: its '{name}' is {list(model[name].shape)} and "
+                f"not {list(tensor.shape)}"
+            )
     return Trained(architecture, {name: model[name] for name in whole})
 
 
