@@ -124,8 +124,8 @@ def audit_run(
             progress=tell,
         )
         found = {"membership": _membership(target, asked.membership, desk.at("membership"))}
-    # read again: another audit may have ended before this one began
-    write_json(run / AUDIT, {**read_measured(run / AUDIT, VERSION), "version": VERSION, **found})
+        # read again: another audit may have ended before this one began
+        write_json(run / AUDIT, {**read_measured(run / AUDIT, VERSION), "version": VERSION, **found})
     return found
 
 

@@ -175,10 +175,9 @@ def _work(
     """Each round's line, and the seconds left."""
     experiment, parts = record.experiment, record.parts
     pace = _Pace(experiment.rounds)
-    kept = experiment.output.keep_messages
     worked = rounds(
         parts.algorithm,
-        Recording(there.engine, record.out / folder.MESSAGES) if kept else there.engine,
+        Recording(there.engine, record.out / folder.MESSAGES) if experiment.output.keep_messages else there.engine,
         desk=there.desk,
         until=experiment.rounds,
         cohort=parts.cohort,
