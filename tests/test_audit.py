@@ -207,6 +207,7 @@ def test_other_settings_have_shadows_of_their_own_and_more_shadows_take_those_th
     assert len(list((run / folder.AUDITED).glob("membership-*"))) == 2
 
 
+@pytest.mark.slow
 def test_processes_find_the_same(run, audited):
     found = audit_run(run, Asked(membership=QUICK), workers=2)
     assert found == audited[0]
