@@ -92,13 +92,34 @@ def test_chosen_classes_are_drawn(prior: Path, tmp_path: Path, capsys: pytest.Ca
     assert heights["imwoof"] > 3 * heights["281, 0"]
     capsys.readouterr()
     for more, words in (
-        ([], "1 to 100 rows, not 1000: choose classes with --classes"),
-        (["--classes", ","], "1 to 100 rows, not 0"),
-        (["--classes", "1000"], "has classes 0 to 999, not 1000"),
+        ([], "at most 100 rows, not 1000: choose classes with --classes"),
+        (["--classes", ","], "--classes = ',': known: "),
+        (["--classes", "1,,2"], "--classes = '1,,2': known: "),
+        (["--out", str(tmp_path / "s.txt")], "a picture's file ends in .png"),
+        (["--classes", "1000"], "has classes 0 to 999, and class 1000 is asked for"),
         (["--classes", "imwof"], "did you mean 'imwoof'"),
     ):
         assert invoke(["prior", "sample", str(prior), "--out", str(tmp_path / "s.png"), *more]) == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("card", [{}, {"classes": 5}, {"classes": ["a"]}, {"classes": [1, 2]}])
+def test_a_card_that_does_not_name_the_classes(
+    card: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Seed.root(0).scope():
+        save_prior(tmp_path / "p.safetensors", StyleGANXL(plan((16,), classes=2, layers=4, widest=4)), card)
+    assert invoke(["prior", "sample", str(tmp_path / "p.safetensors"), "--out", str(tmp_path / "s.png")]) == 2
+    assert "a card that does not name its 2 classes" in capsys.readouterr().err
+
+
+def test_a_prior_without_classes_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, png = str(tmp_path / "p.safetensors"), str(tmp_path / "s.png")
+    with Seed.root(0).scope():
+        save_prior(Path(file), StyleGANXL(plan((16,), classes=0, layers=4, widest=4)), {"classes": []})
+    assert invoke(["prior", "sample", file, "--out", png, "--count", "2"]) == 0
+    assert invoke(["prior", "sample", file, "--out", png, "--classes", "0"]) == 2
+    assert "has no classes, and class 0 is asked for" in capsys.readouterr().err
 
 
 def test_a_dry_run_takes_the_choice_and_shows_the_remark(

@@ -10,7 +10,7 @@ from fedstill.distill.canvas import Generator
 from fedstill.errors import InputError
 from fedstill.generators import PRIORS, build_generator
 from fedstill.generators.choice import chosen_names, named_numbers, strangers
-from fedstill.generators.files import read_card
+from fedstill.generators.files import class_names
 from fedstill.generators.precision import Precision
 from fedstill.rounds import World
 
@@ -70,10 +70,10 @@ def class_remark(world: World, name: str, prior_classes: PriorClasses) -> str | 
     if prior_classes == _BY_NAME or (name not in PRIORS and not name.endswith(".safetensors")):
         return None
     try:
-        theirs = tuple(map(str, read_card(name).get("classes", ())))
+        theirs = class_names(name)
         if prior_classes is not None:
             theirs = chosen_names(prior_classes, theirs, _KEY)
-    except InputError:
+    except (InputError, IndexError):
         return None  # a run refuses it in its own words
     if not (others := strangers(theirs, world.classes)):
         return None

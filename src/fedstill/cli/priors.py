@@ -104,7 +104,7 @@ def sample(
 
     from fedstill.errors import InputError
     from fedstill.generators.choice import chosen_names, chosen_numbers
-    from fedstill.generators.files import load_prior, read_card
+    from fedstill.generators.files import class_names, load_prior
     from fedstill.generators.train import sample as draw
     from fedstill.output import save_sheet
     from fedstill.runtime import prepare
@@ -112,17 +112,21 @@ def sample(
 
     if not 0 < truncation <= 1:
         raise InputError(f"--truncation {truncation}: it lies above 0 and at most at 1")
-    names = tuple(map(str, read_card(prior)["classes"]))
-    numbers = None
-    if classes is not None:
-        wanted: Any = classes
-        if re.fullmatch(r"[0-9, ]+", classes):
-            wanted = [int(each) for each in classes.replace(",", " ").split()]
-        names, numbers = chosen_names(wanted, names, "--classes"), chosen_numbers(wanted, "--classes")
-    if not 0 < len(names) <= MOST_ROWS:
-        raise InputError(f"a picture has 1 to {MOST_ROWS} rows, not {len(names)}: choose classes with --classes 0,1,2")
+    if out.suffix != ".png":
+        raise InputError(f"--out {out}: a picture's file ends in .png")
+    names = class_names(prior)
+    wanted: Any = classes
+    if classes is not None and re.fullmatch(r"\d{1,6}(, ?\d{1,6})*", classes):
+        wanted = [int(each) for each in classes.split(",")]
+    numbers = None if classes is None else chosen_numbers(wanted, "--classes")
+    rows = len(names) if numbers is None else len(numbers)
+    if rows > MOST_ROWS:
+        raise InputError(f"a picture has at most {MOST_ROWS} rows, not {rows}: choose classes with --classes 0,1,2")
     prepare()
     generator = load_prior(prior, truncation=truncation, classes=numbers)
+    if classes is not None:
+        names = chosen_names(wanted, names, "--classes")
+    names = names or ("any",)
     labels = torch.arange(len(names)).repeat_interleave(count)
     images = draw(generator, labels, Seed.root(seed).at("sample"))
     save_sheet(out, {"images": images, "labels": labels}, names)

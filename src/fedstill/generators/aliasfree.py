@@ -11,7 +11,7 @@ saves a fifth of the time that x and the gradient take together; elsewhere it is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fedstill.generators.filters import taps_matrix
 
@@ -109,10 +110,9 @@ def filtered(
     down_filter: Float[Tensor, " s"] | Float[Tensor, "s s"] | None,
     resampling: Resampling,
 ) -> Float[Tensor, "n c h2 w2"]:
-    """The filtered non-linearity of ``x · scale + bias``, differentiable in these three, with the bits of ``x``.
+    """The filtered non-linearity of ``x · scale + bias``, differentiable once in these three, with the bits of ``x``.
 
-    A ``down_filter`` of two dimensions is taken as it is, one of one dimension along both axes. The first derivative takes
-    little memory; a second one keeps all that is made on the way.
+    A ``down_filter`` of two dimensions is taken as it is, one of one dimension along both axes.
     """
     is_kept = (
         torch.is_grad_enabled()
@@ -147,12 +147,11 @@ class _Filtered(torch.autograd.Function):
         return made.view(*x.shape[:2], resampling.outputs, resampling.outputs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, wanted: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, bias, up_filter, down_filter, bent = ctx.saved_tensors
         resampling: Resampling = ctx.resampling
         steps = _Steps.of(x, up_filter, down_filter, resampling)
-        if torch.is_grad_enabled():  # a derivative of the gradient is wanted too
-            return (*_gradients(ctx.needs_input_grad, x, scale, bias, steps, wanted), *_NO_GRADIENTS)
         planes, scales, biases = _planes(x, scale, bias)
         pulls = wanted.reshape(len(planes), resampling.outputs, resampling.outputs)
         d_planes, d_scales, d_biases = (
@@ -201,11 +200,6 @@ class _Steps:
         small = pull if self.spread is None else self.spread.T @ (pull @ self.spread)
         return small * self.resampling.gain
 
-    def bend(self, wide: Tensor) -> Tensor:
-        slope, clamp = self.resampling.slope, self.resampling.clamp
-        bent = wide if slope == 1 else F.leaky_relu(wide, slope)
-        return bent if clamp is None else bent.clamp(-clamp, clamp)
-
     def bend_(self, wide: Tensor) -> Tensor:
         """In place."""
         slope, clamp = self.resampling.slope, self.resampling.clamp
@@ -231,17 +225,6 @@ class _Steps:
             kernels = self.kernel.expand(groups, 1, -1, -1)
             return F.conv_transpose2d(pull[None], kernels, stride=self.resampling.down, groups=groups)[0]
         return pull if self.gather is None else self.gather.T @ (pull @ self.gather)
-
-
-def _gradients(
-    needed: Sequence[bool], x: Tensor, scale: Tensor, bias: Tensor, steps: _Steps, wanted: Tensor
-) -> Iterator[Tensor | None]:
-    """The gradients for x, scale and bias with a graph, in as much memory as that takes."""
-    planes, scales, biases = _planes(x, scale, bias)
-    made = steps.down(steps.bend(steps.up(planes, scales, biases)))
-    inputs = [tensor for tensor, is_needed in zip((x, scale, bias), needed, strict=False) if is_needed]
-    found = iter(torch.autograd.grad(made, inputs, wanted.reshape(made.shape), create_graph=True))
-    return (next(found) if is_needed else None for is_needed in needed[:3])
 
 
 def _planes(x: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:

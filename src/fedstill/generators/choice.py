@@ -47,11 +47,10 @@ def chosen_names(choice: str | Sequence[int], names: Sequence[str], key: str) ->
     """What the chosen classes of a prior with classes ``names`` are called: as the subset calls them, or as the prior does.
 
     Raises:
-        InputError: the subset is unknown, or the prior has no such class.
+        InputError: the subset is unknown.
+        IndexError: the prior has no such class.
     """
     numbers = chosen_numbers(choice, key)
-    if beyond := [number for number in numbers if not 0 <= number < len(names)]:
-        raise InputError(f"{key}: the prior has classes 0 to {len(names) - 1}, not {beyond[0]}")
     return tuple(SUBSETS[choice].values()) if isinstance(choice, str) else tuple(names[number] for number in numbers)
 
 

@@ -27,7 +27,7 @@ from fedstill.generators.style import StyleGenerator, StyleOptions
 from fedstill.generators.stylegan_xl import StyleGANXL
 from fedstill.generators.xl_options import XLOptions
 
-__all__ = ["XL", "Prior", "described", "load_prior", "prior_hash", "read_card", "rebuilt", "save_prior"]
+__all__ = ["XL", "Prior", "class_names", "described", "load_prior", "prior_hash", "read_card", "rebuilt", "save_prior"]
 
 _FORMAT = "fedstill.prior"
 _VERSION = 2
@@ -81,23 +81,28 @@ def load_prior(path_or_name: str | Path, *, truncation: float = 1.0, classes: Se
         tensors = {name: tensor.float() for name, tensor in load(content).items()}
     except SafetensorError as error:
         raise InputError(f"{source} is damaged ({error}): fetch or train it again") from error
-    whole = rebuilt(options, tensors, source, truncation=truncation)
-    return whole if classes is None else _reduced(whole, classes, source)
+    if classes is not None:
+        _check_shapes(_blank(options).state_dict(), tensors, source)
+        options, tensors = _reduced(options, tensors, classes, source)
+    return rebuilt(options, tensors, source, truncation=truncation)
 
 
-def _reduced(prior: Prior, classes: Sequence[int], source: str) -> Prior:
-    """The prior of these classes alone: what it holds of a class is a row of two tables."""
-    known = prior.classes or 0
+def _reduced(
+    options: StyleOptions | XLOptions, tensors: Mapping[str, Tensor], classes: Sequence[int], source: str
+) -> tuple[StyleOptions | XLOptions, dict[str, Tensor]]:
+    """The network of these classes alone: what it holds of a class is a row of two tables."""
+    known = options.classes
     if beyond := [number for number in classes if not 0 <= number < known]:
         has = f"classes 0 to {known - 1}" if known else "no classes"
         raise InputError(f"{source} has {has}, and class {beyond[0]} is asked for: choose others, or another prior")
     rows = torch.tensor(classes)
-    tables = {name: prior.state_dict()[name][rows] for name in ("mapping.embedding.weight", "centres")}
-    if isinstance(prior, StyleGANXL):
-        options: StyleOptions | XLOptions = replace(prior.options, classes=len(classes), class_rows=len(classes))
-    else:
-        options = replace(prior.options, classes=len(classes))
-    return rebuilt(options, {**prior.state_dict(), **tables}, source, truncation=prior.truncation)
+    tables = {name: tensors[name][rows] for name in ("mapping.embedding.weight", "centres")}
+    fewer: StyleOptions | XLOptions = (
+        replace(options, classes=len(classes), class_rows=len(classes))
+        if isinstance(options, XLOptions)
+        else replace(options, classes=len(classes))
+    )
+    return fewer, {**tensors, **tables}
 
 
 def rebuilt(
@@ -110,15 +115,17 @@ def rebuilt(
     """
     if not _finite(tensors):
         raise InputError(f"{source} holds weights that are not finite: fetch or train it again")
-    with torch.device("meta"):  # no memory is taken for what the file may only claim
-        generator: Prior = (
-            StyleGANXL(options, truncation=truncation)
-            if isinstance(options, XLOptions)
-            else StyleGenerator(options, truncation=truncation)
-        )
+    generator = _blank(options, truncation)
     _check_shapes(generator.state_dict(), tensors, source)
     generator.load_state_dict(tensors, assign=True)
     return generator.requires_grad_(False).eval()
+
+
+def _blank(options: StyleOptions | XLOptions, truncation: float = 1.0) -> Prior:
+    with torch.device("meta"):  # no memory is taken for what the file may only claim
+        if isinstance(options, XLOptions):
+            return StyleGANXL(options, truncation=truncation)
+        return StyleGenerator(options, truncation=truncation)
 
 
 def read_card(path_or_name: str | Path) -> dict[str, Any]:
@@ -129,6 +136,20 @@ def read_card(path_or_name: str | Path) -> dict[str, Any]:
     """
     content, source = _content(path_or_name, head_only=True)
     return cast(dict[str, Any], _head(content, source)["card"])
+
+
+def class_names(path_or_name: str | Path) -> tuple[str, ...]:
+    """What a prior calls its classes, by number; none where it has none.
+
+    Raises:
+        InputError: as :func:`read_card`; or the card does not name as many classes as the network has.
+    """
+    content, source = _content(path_or_name, head_only=True)
+    head = _head(content, source)
+    names, known = head["card"].get("classes"), described(head, source).classes
+    if not isinstance(names, list) or len(names) != known or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{source} has a card that does not name its {known} classes: fetch or train it again")
+    return tuple(names)
 
 
 def prior_hash(path_or_name: str | Path) -> str:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 __all__ = ["convolved", "is_worth_it"]
 
@@ -60,29 +61,27 @@ def is_worth_it(x: Tensor, weight: Tensor) -> bool:
 def convolved(
     x: Float[Tensor, "n i h w"], weight: Float[Tensor, "o i 3 3"], *, padding: int
 ) -> Float[Tensor, "n o h2 w2"]:
-    """``conv2d(x, weight, padding=padding)`` for a ``padding`` of 0, 1 or 2. Differentiable in x any number of times, and not
-    in ``weight``."""
-    made: Tensor = _Convolved.apply(x, weight, padding, False)  # type: ignore[no-untyped-call]
+    """``conv2d(x, weight, padding=padding)`` for a ``padding`` of 0, 1 or 2. Differentiable once, in x and not in ``weight``."""
+    made: Tensor = _Convolved.apply(x, weight, padding)  # type: ignore[no-untyped-call]
     return made
 
 
 class _Convolved(torch.autograd.Function):
-    """``is_back``: with the kernels turned over and the two channels' places exchanged, as a gradient needs it."""
-
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: int, is_back: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: int) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.padding, ctx.is_back = padding, is_back
-        return _product(x, weight, padding, is_back)
+        ctx.padding = padding
+        return _product(x, weight, padding, is_back=False)
 
     @staticmethod
-    def backward(ctx: Any, wanted: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, wanted: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        pull: Tensor = _Convolved.apply(wanted, weight, 2 - ctx.padding, not ctx.is_back)  # type: ignore[no-untyped-call]
-        return pull, None, None, None
+        return _product(wanted, weight, 2 - ctx.padding, is_back=True), None, None
 
 
-def _product(x: Tensor, weight: Tensor, padding: int, is_back: bool) -> Tensor:
+def _product(x: Tensor, weight: Tensor, padding: int, *, is_back: bool) -> Tensor:
+    """``is_back``: with the kernels turned over and the two channels' places exchanged, as a gradient needs it."""
     height, width = (size + 2 * padding - 2 for size in x.shape[2:])
     down, across = -(-height // _OUT), -(-width // _OUT)
     right, below = (_OUT * tiles + 2 - padding - size for tiles, size in ((across, x.shape[3]), (down, x.shape[2])))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
@@ -262,7 +262,9 @@ def plan(
                 )
             )
         made = kept + stage
-        kept, start = made[:-_LEAVES], points[-_LEAVES - 1]
+        kept, last_kept = made[:-_LEAVES], points[-_LEAVES - 1]
+        # a head goes on from where the filters before it end, which a low rate may have widened
+        start = replace(last_kept, stopband=last_kept.cutoff + last_kept.half_width)
     return XLOptions(input=entry, layers=tuple(made), classes=classes, class_rows=class_rows)
 
 
