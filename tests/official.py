@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.machinery
 import pickle
 import sys
 import types
+import typing
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +26,45 @@ def _reconstruct_persistent_obj(meta: Any) -> Any:
     raise AssertionError("nothing of a file is called")
 
 
+class ProjectedDiscriminator(torch.nn.Module):
+    pass
+
+
+class Block(torch.nn.Module):
+    pass
+
+
+class Transpose(torch.nn.Module):
+    pass
+
+
+def forward_flex(*_: Any) -> Any:
+    raise AssertionError("nothing of a file is called")
+
+
+STAND_INS = {
+    "torch_utils.persistence": _reconstruct_persistent_obj,
+    "dnnlib.util": EasyDict,
+    "pg_modules.discriminator": ProjectedDiscriminator,
+    "timm.models.vision_transformer": Block,
+    "feature_networks.vit": Transpose,
+    "feature_networks.pretrained_builder": forward_flex,
+}
+
+
+class Made:
+    """Pickles as a call of ``function``."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.made = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.made
+
+    def __call__(self) -> None:
+        """What is called may be made by a call itself."""
+
+
 class Persistent:
     """Pickles as an official network does."""
 
@@ -38,19 +80,25 @@ class Persistent:
 @contextmanager
 def names() -> Iterator[None]:
     """Within it the stand-ins have their official names."""
-    modules = {"torch_utils.persistence": _reconstruct_persistent_obj, "dnnlib.util": EasyDict}
-    held = {name: sys.modules.get(name) for name in (*modules, "torch_utils", "dnnlib")}
-    mine = {each: (each.__module__, each.__qualname__) for each in modules.values()}
+    packages = {
+        ".".join(parts[:count])
+        for parts in (name.split(".") for name in STAND_INS)
+        for count in range(1, len(parts) + 1)
+    }
+    held = {name: sys.modules.get(name) for name in packages}
+    mine = {each: each.__module__ for each in STAND_INS.values()}
     try:
-        for name, each in modules.items():
-            package, module = types.ModuleType(name.partition(".")[0]), types.ModuleType(name)
-            setattr(module, each.__name__, each)
-            setattr(package, name.partition(".")[2], module)
-            sys.modules[package.__name__], sys.modules[name] = package, module
+        for name in sorted(packages):
+            sys.modules[name] = types.ModuleType(name)
+            before, _, last = name.rpartition(".")
+            if before:
+                setattr(sys.modules[before], last, sys.modules[name])
+        for name, each in STAND_INS.items():
+            setattr(sys.modules[name], each.__name__, each)
             each.__module__ = name
         yield
     finally:
-        for each, (module_name, _) in mine.items():
+        for each, module_name in mine.items():
             each.__module__ = module_name
         for name, module in held.items():
             if module is None:
@@ -89,25 +137,28 @@ def as_official(generator: Any) -> Persistent:
     """A generator of ours as the official classes would hold it; attributes and tensors have their official names."""
     import numpy as np
 
-    def dense(layer: Any, rate: float = 1.0) -> Persistent:
+    def dense(layer: Any, rate: float = 1.0, activation: str = "linear") -> Persistent:
         return Persistent(
             "FullyConnectedLayer",
             _parameters=tensors(weight=layer.weight, bias=layer.bias),
             weight_gain=np.float64(rate / np.sqrt(layer.weight.shape[1])),
             bias_gain=rate,
+            activation=activation,
         )
 
     options, modules = generator.options, tensors()
     if options.classes:
         modules["embed"] = generator.mapping.embedding
-        modules["embed_proj"] = dense(generator.mapping.projection)
+        modules["embed_proj"] = dense(generator.mapping.projection, activation="lrelu")
     else:  # it is there all the same, and not used
         modules["embed"] = torch.nn.Embedding(5, 320)
     for number, layer in enumerate(generator.mapping.layers):
-        modules[f"fc{number}"] = dense(layer, 0.01)
+        modules[f"fc{number}"] = dense(layer, 0.01, "lrelu")
     w_avg = generator.centres if options.classes else generator.centres[0]
     unused = {} if options.classes else {"embed_proj": None}
-    mapping = Persistent("MappingNetwork", _modules=modules, _buffers=tensors(w_avg=w_avg), num_ws=3, **unused)
+    mapping = Persistent(
+        "MappingNetwork", _modules=modules, _buffers=tensors(w_avg=w_avg), num_ws=3, num_layers=number + 1, **unused
+    )
     waves = generator.input
     layers = tensors(
         input=Persistent(
@@ -115,12 +166,17 @@ def as_official(generator: Any) -> Persistent:
             _parameters=tensors(weight=waves.weight),
             _buffers=tensors(transform=waves.transform, freqs=waves.frequencies, phases=waves.phases),
             _modules=tensors(affine=dense(waves.style)),
+            channels=options.input.channels,
             size=np.broadcast_to(np.asarray(options.input.size), [2]),
             sampling_rate=np.float64(options.input.rate),
             bandwidth=np.float64(options.input.bandwidth),
         )
     )
     for plan, layer in zip(options.layers, generator.layers, strict=True):
+        done = plan.resampling
+        total = (plan.out_size - 1) * done.down + 1 - (plan.in_size + plan.kernel - 1) * done.up
+        total += done.up_taps + done.down_taps - 2
+        first = (total + done.up) // 2
         layers[plan.name] = Persistent(
             "SynthesisLayer",
             _parameters=tensors(weight=layer.weight, bias=layer.bias),
@@ -136,7 +192,36 @@ def as_official(generator: Any) -> Persistent:
             out_half_width=np.float64(plan.out_half_width),
             is_torgb=plan.image,
             conv_clamp=256,
+            in_channels=plan.in_channels,
+            out_channels=plan.out_channels,
+            conv_kernel=plan.kernel,
+            up_factor=done.up,
+            down_factor=done.down,
+            padding=[first, total - first, first, total - first],
         )
     names = [plan.name for plan in options.layers]
     synthesis = Persistent("SynthesisNetwork", _modules=layers, layer_names=names, output_scale=0.25)
     return Persistent("Generator", _modules=tensors(synthesis=synthesis, mapping=mapping))
+
+
+def discriminator() -> torch.nn.Module:
+    """Shaped like the one of a full snapshot: two pretrained backbones with methods of their own, which dill writes in parts."""
+    import dill
+    import numpy as np
+
+    parts = dill._dill
+    code = Made(parts._create_code, 1, 0, b"", (None, frozenset({1}), 2**64 - 1), ("x",), SOURCE)
+    method = Made(parts._create_function, code, {}, "forward", None, None)
+    vit = torch.nn.Module()
+    vit.blocks = torch.nn.Sequential(Block(), torch.nn.LayerNorm(4), torch.nn.GELU())
+    vit.act_postprocess = torch.nn.Sequential(Transpose(), torch.nn.Unflatten(2, torch.Size([2, 2])))
+    vit.forward_flex = Made(Made(parts._load_type, "MethodType"), forward_flex, vit)
+    vit.forward = method
+    vit.hints = [typing.Any, typing.Optional[torch.Tensor], tuple[int, ...], typing.Tuple[int, ...]]  # noqa: UP006, UP045
+    vit.named = [functools.reduce, torch.Tensor, importlib.machinery.ModuleSpec, importlib.machinery.SourceFileLoader]
+    critic = ProjectedDiscriminator()
+    critic.feature_networks = torch.nn.ModuleDict({"deit": vit, "lite": torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3))})
+    critic.main = torch.nn.utils.spectral_norm(torch.nn.Conv2d(3, 4, 3))
+    critic.embed = torch.nn.Embedding(5, 4)
+    critic.channels = np.array([64, 128])
+    return critic

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import official
 from fedstill.cli import invoke
-from fedstill.errors import InputError
+from fedstill.errors import InputError, RunError
 from fedstill.generators.files import load_prior, read_card
 from fedstill.generators.official import convert, import_prior
 from fedstill.generators.snapshot import Network, read_network
@@ -63,6 +63,89 @@ def test_what_stands_beside_it_is_passed_over_and_refused_in_it(tmp_path: Path) 
         taken(inside, tmp_path)
 
 
+@pytest.mark.parametrize("by", [pickle, dill])
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_a_full_snapshot_is_read(tmp_path: Path, protocol: int, by: Any) -> None:
+    made = {"G": official.small_network(), "D": official.discriminator(), "G_ema": official.small_network()}
+    assert taken(official.dumped(made, protocol, by=by), tmp_path).class_name == "Generator"
+    with pytest.raises(InputError, match=r"it holds .* in the generator"):
+        taken(official.dumped({"G_ema": official.small_network(critic=official.discriminator())}, protocol), tmp_path)
+
+
+def with_beside(*instructions: bytes) -> bytes:
+    """A file in which these stand beside the generator."""
+    head, rest = CONTENT[:2], CONTENT[2:]
+    return head + b"".join(instructions) + b"0" + rest
+
+
+def named(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["builtins.__dict__", "typing.TypeVar", "_operator.or_", "torch.Size", "timm.models.layers.padding.pad_same"],
+)
+def test_what_libraries_name_is_passed_over_beside_the_generator(tmp_path: Path, name: str) -> None:
+    module, _, last = name.rpartition(".")
+    assert taken(with_beside(named(module, last), b")R"), tmp_path).class_name == "Generator"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("os.system", "posix.system", "nt.system", "subprocess.Popen", "sys.exit", "socket.socket", "shutil.rmtree"),
+        *("builtins.eval", "builtins.exec", "builtins.open", "builtins.__import__", "builtins.compile"),
+        *("importlib.import_module", "ctypes.CDLL", "torch.os.system", "torch.nn.os.system", "legacy.load"),
+    ],
+)
+def test_what_networks_are_not_built_of_is_refused_beside_the_generator(tmp_path: Path, name: str) -> None:
+    module, _, last = name.rpartition(".")
+    with pytest.raises(InputError, match=name.replace(".", r"\.") + ", which is not on the list"):
+        taken(with_beside(named(module, last), b")R"), tmp_path)
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def large(size: int) -> bytes:
+    return b"\x8b" + struct.pack("<i", size) + b"\x7f" * size
+
+
+def sets(many: int) -> bytes:
+    """A list of 20000 numbers, made into a set so many times."""
+    numbers = b"K\x01" * 20_000
+    return named("builtins", "set") + b"q\xf00](" + numbers + b"eq\xf10](" + b"h\xf0h\xf1\x85R" * many + b"e"
+
+
+@pytest.mark.parametrize(
+    ("instructions", "words"),
+    [
+        (large(9), "more than 64 bits"),
+        (b"\x8a\x09" + b"\x7f" * 9, "more than 64 bits"),
+        (large(10**6), "more than 64 bits"),
+        (sets(51), "sets hold more than"),
+        (text("timm.x") + text("a" * 10**6) + b"\x93", "more than 200 characters"),
+        (named("timm", "a" * 900), "more than 200 characters"),
+        (named("dill._dill", "_load_type") + text("a" * 10**6) + b"\x85R", "more than 200 characters"),
+        (named("dill._dill", "_import_module") + text("a" * 10**6) + b"\x85R", "more than 200 characters"),
+        (
+            named("dill._dill", "_get_attr") + named("torch", "x") + text("a" * 10**6) + b"\x86R",
+            "more than 200 characters",
+        ),
+    ],
+)
+def test_what_takes_memory_or_time_without_end_is_refused(tmp_path: Path, instructions: bytes, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        taken(with_beside(instructions), tmp_path)
+
+
+def test_whole_numbers_of_64_bits_and_some_sets_are_read(tmp_path: Path) -> None:
+    assert taken(with_beside(b"\x8a\x09" + b"\xff" * 8 + b"\0"), tmp_path).class_name == "Generator"
+    assert taken(with_beside(sets(49)), tmp_path).class_name == "Generator"
+
+
 class Bomb:
     """Makes a file when it is called."""
 
@@ -73,17 +156,7 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-class Hidden:
-    """Says of itself what it is told."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.made = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.made
-
-    def __call__(self) -> None:
-        """What is called may be made by a call itself."""
+Hidden = official.Made
 
 
 def rebuilt(size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> Hidden:
@@ -188,7 +261,7 @@ def test_an_official_file_becomes_the_same_generator(
     tmp_path: Path, sizes: tuple[int, ...], classes: int, protocol: int
 ) -> None:
     generator = small(sizes, classes)
-    snapshot = {"G": None, "D": torch.nn.ReLU(), "G_ema": official.as_official(generator)}
+    snapshot = {"G": None, "D": official.discriminator(), "G_ema": official.as_official(generator)}
     (tmp_path / "file.pkl").write_bytes(official.dumped(snapshot, protocol))
     out = tmp_path / "prior.safetensors"
     assert invoke(["prior", "import", str(tmp_path / "file.pkl"), "--out", str(out)]) == 0
@@ -199,6 +272,7 @@ def test_an_official_file_becomes_the_same_generator(
     latent = generator.draw(torch.arange(3), Seed.root(4))
     assert torch.equal(read.render(read.draw(torch.arange(3), Seed.root(4)), 0), generator.render(latent, 0))
     assert read_card(out)["imported_from"] == "file.pkl"
+    assert read_card(out)["classes"] == [str(label) for label in range(classes)]
 
 
 def test_other_gains_are_taken_into_the_weights() -> None:
@@ -237,7 +311,7 @@ def test_numpys_functions_as_older_dill_named_them_are_known(tmp_path: Path) -> 
     assert network.state["rate"] == 3.0
     assert network.state["size"].value.tolist() == [4, 4]
     other = Hidden(dill._dill._get_attr, Hidden(dill._dill._import_module, "os"), "mkdir")
-    with pytest.raises(InputError, match=r"os\.mkdir in the generator"):
+    with pytest.raises(InputError, match=r"os\.mkdir, which is not on the list"):
         taken(official.dumped({"G_ema": official.small_network(x=other)}), tmp_path)
 
 
@@ -255,6 +329,21 @@ def change(part: Any, *path: str, **values: Any) -> None:
     part.meta["state"].update(values)
 
 
+def parameters(made: Any, *path: str) -> Any:
+    for name in path:
+        made = made.meta["state"]["_modules"][name]
+    return made.meta["state"]["_parameters"]
+
+
+def retyped(made: Any, kind: str) -> None:
+    held = parameters(made, "synthesis", "L1")
+    held["weight"] = held["weight"].detach().to(getattr(torch, kind))
+
+
+def normed(made: Any) -> None:
+    made.meta["state"]["_modules"]["mapping"].meta["state"]["_modules"]["embed"].max_norm = 1.0
+
+
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
@@ -263,8 +352,32 @@ def change(part: Any, *path: str, **values: Any) -> None:
         (lambda made: change(made, "synthesis", layer_names=[deep(60)]), "a layer's name that is a tuple"),
         (lambda made: change(made, "synthesis", layer_names=["L1"] * 201), "layer_names"),
         (lambda made: change(made, "synthesis", "L1", in_size=deep(60)), "a tuple in place of a number"),
-        (lambda made: change(made, "synthesis", "L1", in_sampling_rate=10**400), "OverflowError"),
+        (lambda made: change(made, "synthesis", "L1", in_sampling_rate=10**400), "more than 64 bits"),
+        (lambda made: change(made, "synthesis", "L1", in_sampling_rate=float("inf")), "OverflowError"),
         (lambda made: change(made, "synthesis", "L1", conv_clamp=float("nan")), "clamp"),
+        (lambda made: change(made, "mapping", "fc0", activation="relu"), r"mapping\.fc0\.activation is not 'lrelu'"),
+        (
+            lambda made: change(made, "mapping", "embed_proj", activation="linear"),
+            r"embed_proj\.activation is not 'lrelu'",
+        ),
+        (
+            lambda made: change(made, "synthesis", "L1", "affine", activation=deep(60)),
+            r"L1\.affine\.activation is not 'lin",
+        ),
+        (
+            lambda made: change(made, "synthesis", "input", "affine", activation="tanh"),
+            r"input\.affine\.activation is not",
+        ),
+        (lambda made: change(made, "mapping", num_layers=1), r"mapping\.num_layers is not 2"),
+        (lambda made: change(made, "synthesis", "input", channels=3), r"synthesis\.input\.channels is not"),
+        (lambda made: change(made, "synthesis", "L1", conv_kernel=5), r"synthesis\.L1\.conv_kernel is not"),
+        (lambda made: change(made, "synthesis", "L1", up_factor=8), r"synthesis\.L1\.up_factor is not"),
+        (lambda made: change(made, "synthesis", "L1", padding=[deep(60)] * 4), r"synthesis\.L1\.padding is not"),
+        (lambda made: normed(made), r"mapping\.embed\.max_norm is not None"),
+        *(
+            (lambda made, kind=kind: retyped(made, kind), f"layers.1.weight, whose numbers are {kind}")
+            for kind in ("int8", "uint8", "int64", "bool")
+        ),
         (lambda made: change(made, "synthesis", "L1", out_size=10**9), "out_size"),
         (
             lambda made: change(
@@ -297,6 +410,44 @@ def test_files_that_hold_no_sound_generator_are_refused(tmp_path: Path, edit: An
     with pytest.raises(InputError, match=words):
         import_prior(tmp_path / "file.pkl", tmp_path / "prior.safetensors")
     assert [each.name for each in tmp_path.iterdir()] == ["file.pkl"]
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_other_floating_point_numbers_are_read(tmp_path: Path, kind: torch.dtype) -> None:
+    generator = small((16,), 3)
+    made = official.as_official(generator)
+    held = parameters(made, "synthesis", "L1")
+    held["weight"] = held["weight"].detach().to(kind)
+    read = convert(taken(official.dumped({"G_ema": made}), tmp_path), "it", most=10**9)
+    torch.testing.assert_close(read.layers[1].weight, generator.layers[1].weight, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("place", ["snapshot._network", "official.convert", "official.save_prior"])
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError("CUDA out of memory")],
+)
+def test_want_of_memory_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    (tmp_path / "file.pkl").write_bytes(official.dumped({"G_ema": official.as_official(small((16,), 3))}))
+    monkeypatch.setattr(f"fedstill.generators.{place}", fails)
+    with pytest.raises(RunError, match="memory does not suffice"):
+        import_prior(tmp_path / "file.pkl", tmp_path / "prior.safetensors")
+    assert [each.name for each in tmp_path.iterdir()] == ["file.pkl"]
+
+
+def test_other_failures_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a defect")
+
+    (tmp_path / "file.pkl").write_bytes(official.dumped({"G_ema": official.as_official(small((16,), 3))}))
+    monkeypatch.setattr("fedstill.generators.official.convert", fails)
+    with pytest.raises(RuntimeError, match="a defect"):
+        import_prior(tmp_path / "file.pkl", tmp_path / "prior.safetensors")
 
 
 def test_what_a_killed_import_left_is_removed(tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from typing import IO, Any, Protocol, cast
 
 from fedstill.errors import printable
 
-__all__ = ["Bytes", "Foreign", "Machine", "Reader", "Shell", "Unexpected", "demand"]
+__all__ = ["Bytes", "Foreign", "Machine", "Reader", "Shell", "Unexpected", "demand", "unknown"]
 
 _MOST_INSTRUCTIONS = 2_000_000  # a network's takes some hundred thousand; each may make an object
 _PROTOCOLS = (2, 3, 4)  # storages are of the first
+_MOST_NAME = 200  # characters, module and all: a name is copied whenever it is put together
+_MOST_BITS = 64  # of a whole number: products of larger ones take for ever
 
 
 class Unexpected(Exception):
@@ -46,11 +48,19 @@ class Reader:
     read: Callable[..., Any] | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class Foreign:
     """An object of a library, passed over."""
 
     name: str
+
+    def __post_init__(self) -> None:
+        demand(len(self.name) <= _MOST_NAME, f"it names something in more than {_MOST_NAME} characters")
+
+
+def unknown(name: str) -> Foreign:
+    """Refuse ``name``."""
+    raise Unexpected(f"it names {printable(name, 80)}, which is not on the list of what such files hold")
 
 
 @dataclass
@@ -69,13 +79,15 @@ class Machine:
     Attributes:
         stream: the bytes.
         names: readers of the names that are known.
-        passes_over: how names begin whose objects are passed over, as :class:`Foreign`.
+        other: what any other name stands for.
+        most_bits: that a whole number may have.
         persistent: reader of what a pickle refers to outside itself; None: it may not.
     """
 
     stream: Bytes
     names: Mapping[tuple[str, str], Reader]
-    passes_over: tuple[str, ...] = ()
+    other: Callable[[str], Foreign] = unknown
+    most_bits: int = _MOST_BITS
     persistent: Callable[[Any], Any] | None = None
     stack: list[Any] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
@@ -95,6 +107,8 @@ class Machine:
                 demand(len(self.stack) == 1 and not self.marks, "its stack does not add up")
                 return self.stack.pop()
             if name in _VALUES:
+                if type(argument) is int and argument.bit_length() > self.most_bits:
+                    raise Unexpected(f"it holds a whole number of more than {self.most_bits} bits")
                 self.stack.append(_VALUES[name] if argument is None else argument)
             elif name in _PUTS:
                 self.memo[len(self.memo) if argument is None else int(argument)] = self.stack[-1]
@@ -119,12 +133,7 @@ class Machine:
     def find(self, module: Any, name: Any) -> Reader | Foreign:
         demand(isinstance(module, str) and isinstance(name, str), "it names something without a text")
         found = self.names.get((module, name))
-        if found is not None:
-            return found
-        text = f"{module}.{name}"
-        if text.startswith(self.passes_over):
-            return Foreign(text)
-        raise Unexpected(f"it names {printable(text, 80)}, which is not on the list of what such files hold")
+        return self.other(f"{module}.{name}") if found is None else found
 
     def call(self, made_by: Any, arguments: Any) -> Any:
         demand(isinstance(arguments, tuple), "it calls something without arguments")
@@ -165,6 +174,11 @@ def _add(machine: Machine, values: list[Any]) -> None:
     top = machine.stack[-1]
     demand(isinstance(top, set) and all(isinstance(each, str | int) for each in values), "a set holds more than names")
     top.update(values)
+
+
+def _frozen(machine: Machine, _: Any) -> None:
+    machine.above_mark()
+    machine.stack.append(Foreign("a frozen set"))  # constants of functions are such
 
 
 def _tuple(count: int) -> Callable[[Machine, Any], None]:
@@ -222,6 +236,7 @@ _STEPS: Mapping[str, Callable[[Machine, Any], None]] = {
     "SETITEM": lambda machine, _: _set_items(machine, [machine.pop(), machine.pop()][::-1]),
     "SETITEMS": lambda machine, _: _set_items(machine, machine.above_mark()),
     "ADDITEMS": lambda machine, _: _add(machine, machine.above_mark()),
+    "FROZENSET": _frozen,
     "GLOBAL": lambda machine, text: machine.stack.append(machine.find(*text.split(" ", 1))),
     "STACK_GLOBAL": _stack_global,
     "REDUCE": _reduce,

@@ -18,13 +18,15 @@ from fedstill.errors import InputError, printable
 from fedstill.files import sweep
 from fedstill.generators.files import XL, described, rebuilt, save_prior
 from fedstill.generators.inert import Shell
-from fedstill.generators.snapshot import Network, read_network
+from fedstill.generators.snapshot import Network, memory_for, read_network
 from fedstill.generators.stylegan_xl import StyleGANXL
+from fedstill.generators.xl_options import XLLayer, XLOptions
 
 __all__ = ["convert", "import_prior"]
 
 _SLOW = 0.01
 _MOST_LAYERS = 200
+_FLOATS = ("float16", "float32", "float64")
 
 
 def import_prior(
@@ -49,10 +51,14 @@ def import_prior(
     found = _hash(path)
     if sha256 is not None and found != sha256.lower():
         raise InputError(f"{path} is not imported: its SHA-256 is {found}, not {sha256.lower()}; fetch it again")
+    with memory_for(path):
+        return _imported(path, out, half=half, found=found, origin=origin)
+
+
+def _imported(path: Path, out: Path, *, half: bool, found: str, origin: str) -> StyleGANXL:
     generator = convert(read_network(path), str(path), most=path.stat().st_size)
-    count = generator.options.classes or 1
     card = {
-        "classes": [str(label) for label in range(count)],
+        "classes": [str(label) for label in range(generator.options.classes)],
         "trained_on": "see the publication of the file it was imported from",
         "imported_from": origin or path.name,
         "imported_sha256": found,
@@ -75,10 +81,13 @@ def convert(network: Network, source: str, *, most: int) -> StyleGANXL:
     Args:
         network: as the file has it.
         source: the file.
-        most: bytes that its weights may have in all, which are those of the file: a number may be named there over and over.
+        most: bytes that its weights may have in all, as they are stored, which are those of the file: a number may be named there
+            over and over. As float32 they take twice that at most.
 
     Raises:
-        InputError: a part is missing, or the parts make no network.
+        InputError: a part is missing, weights are no floating-point numbers, a setting is another than what fedstill builds, or
+            the parts make no network.
+        MemoryError, RuntimeError: memory does not suffice; see :func:`~fedstill.generators.snapshot.memory_for`.
     """
     try:
         plain, arrays, factors = _parts(network)
@@ -93,7 +102,10 @@ def convert(network: Network, source: str, *, most: int) -> StyleGANXL:
     except (LookupError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
         reason = printable(f"{type(error).__name__} at {error}", 120)
         raise InputError(f"{source} holds no StyleGAN-XL generator: {reason}") from error
-    generator = rebuilt(described({"network": XL, "options": plain}, source), tensors, source)
+    options = described({"network": XL, "options": plain}, source)
+    assert isinstance(options, XLOptions)
+    _check_settings(network, options, source)
+    generator = rebuilt(options, tensors, source)
     assert isinstance(generator, StyleGANXL)
     return generator
 
@@ -146,6 +158,8 @@ def _parts(network: Network) -> tuple[dict[str, Any], dict[str, np.ndarray], dic
     for name, tensor in tensors.items():
         if not isinstance(tensor, np.ndarray):
             raise TypeError(f"{name}, which is no tensor")
+        if tensor.dtype.name not in _FLOATS:
+            raise TypeError(f"{name}, whose numbers are {tensor.dtype.name}, not {', '.join(_FLOATS)}")
     first = tensors["mapping.layers.0.weight"]
     embedded = tensors.get("mapping.embedding.weight")
     options: dict[str, Any] = {
@@ -165,6 +179,61 @@ def _parts(network: Network) -> tuple[dict[str, Any], dict[str, np.ndarray], dic
     if embedded is not None:
         options |= {"class_rows": embedded.shape[0], "class_width": embedded.shape[1]}
     return options, tensors, factors
+
+
+def _check_settings(network: Network, options: XLOptions, source: str) -> None:
+    """Refuse, by name, what says that the official network would make other images than the one that is built.
+
+    Files need not hold these: their values follow from what is read, or are always the same.
+    """
+    mapping, synthesis = (_child(network, name) for name in ("mapping", "synthesis"))
+    waves = _child(synthesis, "input")
+    due: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        ("mapping", mapping.state, {"num_layers": options.mapping_layers}),
+        ("synthesis.input", waves.state, {"channels": options.input.channels}),
+        ("synthesis.input.affine", _child(waves, "affine").state, _LINEAR),
+    ]
+    if options.classes:
+        due.append(("mapping.embed", mapping.state["_modules"]["embed"].value, {"max_norm": None}))
+    dense = [f"fc{number}" for number in range(options.mapping_layers)] + ["embed_proj"] * bool(options.classes)
+    due.extend((f"mapping.{name}", _child(mapping, name).state, _LEAKY) for name in dense)
+    for plan in options.layers:
+        layer = _child(synthesis, plan.name)
+        due.append((f"synthesis.{plan.name}", layer.state, _derived(plan)))
+        due.append((f"synthesis.{plan.name}.affine", _child(layer, "affine").state, _LINEAR))
+    for place, state, values in due:
+        for key, value in values.items():
+            if key in state and not _is(state[key], value):
+                raise InputError(f"{source} holds no StyleGAN-XL generator: {place}.{key} is not {value!r}")
+
+
+_LEAKY = {"activation": "lrelu"}
+_LINEAR = {"activation": "linear"}
+
+
+def _derived(plan: XLLayer) -> dict[str, Any]:
+    """What an official layer holds of itself beside what is read, and works with."""
+    resampling = plan.resampling
+    more = resampling.wide + resampling.up_taps - 1 - resampling.inputs * resampling.up
+    return {
+        "in_channels": plan.in_channels,
+        "out_channels": plan.out_channels,
+        "conv_kernel": plan.kernel,
+        "up_factor": resampling.up,
+        "down_factor": resampling.down,
+        "padding": [resampling.before, more - resampling.before] * 2,
+    }
+
+
+def _is(held: Any, due: Any) -> bool:
+    """Whether two values are the same, where ``held`` is a stranger's: of the same kind, and no deeper."""
+    if isinstance(held, Shell) and isinstance(held.value, np.ndarray) and held.value.size <= 4:
+        held = held.value.tolist()
+    if isinstance(due, list):
+        return isinstance(held, list | tuple) and len(held) == len(due) and all(map(_is, held, due))
+    if isinstance(due, int):
+        return isinstance(held, int | float) and held == due
+    return type(held) is type(due) and bool(held == due)
 
 
 def _plan(name: str, layer: Network) -> dict[str, Any]:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,18 +22,32 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from fedstill.errors import InputError, RunError, printable
-from fedstill.generators.inert import Foreign, Machine, Reader, Shell, Unexpected, demand
+from fedstill.generators.inert import Foreign, Machine, Reader, Shell, Unexpected, demand, unknown
 
-__all__ = ["Network", "read_network"]
+__all__ = ["Network", "memory_for", "read_network"]
 
 _MOST_BYTES = 4 * 2**30
 _MOST_LINE = 1000  # names of modules are no longer
 _MOST_DIMENSIONS = 8
+_MOST_IN_SETS = 10**6  # numbers and texts in all sets that lists are made into
 _MAGIC = 0x1950A86A20F9469CFC6C  # of torch's older format
+_MAGIC_BITS = 128
 _TORCH_VERSION = 1001
-_PASSED_OVER = (
-    *("timm.", "pg_modules.", "feature_networks.", "torch.nn.", "torchvision.", "dill.", "training."),
-    *("builtins.getattr", "builtins.setattr"),
+# a discriminator's classes and functions, what dill writes a function's parts as, and what annotations and settings are made of
+_LIBRARIES = (
+    *("torch.", "torchvision.", "timm.", "pg_modules.", "feature_networks.", "training.", "torch_utils.", "dnnlib."),
+    *("metrics.", "clip.", "scipy.", "PIL.", "numpy.", "dill.", "builtins."),
+    *("collections.", "functools.", "_functools."),
+    *("_operator.", "operator.", "itertools.", "math.", "types.", "typing.", "enum.", "abc.", "copy.", "copyreg."),
+    *("re.", "warnings.", "logging.", "numbers.", "pathlib.", "urllib.parse.", "importlib.machinery."),
+    *("_frozen_importlib.ModuleSpec", "_frozen_importlib_external.SourceFileLoader"),
+)
+# what no network is built of, however a name comes to it (torch.os.system)
+_NEVER = frozenset(
+    (
+        *("os", "posix", "nt", "sys", "subprocess", "socket", "shutil", "ctypes", "pty", "runpy", "pickle"),
+        *("eval", "exec", "compile", "open", "__import__", "import_module", "input", "breakpoint", "system", "popen"),
+    )
 )
 _STORAGES = {
     "FloatStorage": "<f4",
@@ -74,33 +91,54 @@ class _File:
 def read_network(path: Path, key: str = "G_ema") -> Network:
     """The network under ``key`` of an official pickle. Nothing of the file is imported or run.
 
-    What stands beside it (a discriminator, settings) may hold objects of the libraries it is known to be built of; they are
+    What stands beside it (a discriminator, settings) may hold any objects of the libraries that such are built of; they are
     passed over. Under ``key`` every object is one that is known.
 
     Raises:
         InputError: the file cannot be read, is damaged, or holds something unexpected, which is named.
         RunError: there is not enough memory.
     """
-    try:
-        size = path.stat().st_size
-        demand(size <= _MOST_BYTES, f"it has {size} bytes, more than {_MOST_BYTES}")
-        with path.open("rb") as file:
-            snapshot = Machine(_File(file, size), _outer(size), passes_over=_PASSED_OVER).run()
-            demand(not file.read(1), "bytes follow its end")
-        demand(isinstance(snapshot, dict) and key in snapshot, f"it has no '{key}'")
-        network = snapshot[key]
-        demand(isinstance(network, Network), f"its '{key}' is no network")
-        _check_known(network)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; give an official .pkl file") from error
-    except Unexpected as error:
-        raise InputError(f"{path} is not imported: {error}") from error
-    except MemoryError as error:
-        raise RunError(f"{path} is not imported: its {size / 2**30:.1f} GB do not fit in memory") from error
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, struct.error) as error:
-        raise InputError(f"{path} is damaged or no pickle of StyleGAN-XL: fetch it again") from error
+    with memory_for(path):
+        try:
+            size = path.stat().st_size
+            demand(size <= _MOST_BYTES, f"it has {size} bytes, more than {_MOST_BYTES}")
+            with path.open("rb") as file:
+                snapshot = Machine(_File(file, size), _outer(size), other=_other).run()
+                demand(not file.read(1), "bytes follow its end")
+            demand(isinstance(snapshot, dict) and key in snapshot, f"it has no '{key}'")
+            network = snapshot[key]
+            demand(isinstance(network, Network), f"its '{key}' is no network")
+            _check_known(network)
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}; give an official .pkl file") from error
+        except Unexpected as error:
+            raise InputError(f"{path} is not imported: {error}") from error
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, struct.error) as error:
+            raise InputError(f"{path} is damaged or no pickle of StyleGAN-XL: fetch it again") from error
     assert isinstance(network, Network)
     return network
+
+
+@contextmanager
+def memory_for(path: Path) -> Iterator[None]:
+    """Within it, memory that does not suffice for the file ``path`` is a RunError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # on a CPU torch has no class for it
+        if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
+            raise RunError(
+                f"{path} is not imported: memory does not suffice; free some, or use a larger machine"
+            ) from error
+        raise
+
+
+def _other(name: str) -> Foreign:
+    """What a name without a reader stands for: a library's is passed over, whose call does nothing; others are refused."""
+    foreign = Foreign(name)
+    if name.startswith(_LIBRARIES) and _NEVER.isdisjoint(name.split(".")):
+        return foreign
+    return unknown(name)
 
 
 def _network(meta: Any) -> Network:
@@ -138,7 +176,7 @@ def _storage(content: bytes) -> np.ndarray:
         return Foreign("storage")
 
     none: Mapping[tuple[str, str], Reader] = {}
-    magic, version, system = (Machine(stream, none).run() for _ in range(3))
+    magic, version, system = (Machine(stream, none, most_bits=_MAGIC_BITS).run() for _ in range(3))
     demand(magic == _MAGIC and version == _TORCH_VERSION, "a storage is not in torch's older format")
     demand(isinstance(system, dict) and system.get("little_endian") is True, "a storage is not little-endian")
     Machine(stream, _INNER, persistent=refer).run()
@@ -212,15 +250,23 @@ def _filled_module(shell: Shell, state: Any) -> Any:
     return state
 
 
-def _load_type(name: Any) -> Reader | Foreign:
-    kinds: Mapping[str, Callable[..., Any]] = {"set": _set, "OrderedDict": _empty, "dict": _empty}
+def _load_type(sets: _Sets, name: Any) -> Reader | Foreign:
+    kinds: Mapping[str, Callable[..., Any]] = {"set": sets, "OrderedDict": _empty, "dict": _empty}
     demand(isinstance(name, str), "it names a type without a text")
     return Reader(name, kinds[name]) if name in kinds else Foreign(f"the type {name}")
 
 
-def _set(values: Any = ()) -> set[Any]:
-    demand(isinstance(values, list | tuple), "a set is made of no list")
-    return {each for each in values if isinstance(each, str | int)}
+@dataclass
+class _Sets:
+    """Makes lists into sets: copies, of which one list may ask for many."""
+
+    left: int = _MOST_IN_SETS
+
+    def __call__(self, values: Any = ()) -> set[Any]:
+        demand(isinstance(values, list | tuple), "a set is made of no list")
+        self.left -= len(values)
+        demand(self.left >= 0, f"its sets hold more than {_MOST_IN_SETS} values")
+        return {each for each in values if isinstance(each, str | int)}
 
 
 def _array(*_: Any) -> Shell:
@@ -236,6 +282,7 @@ def _empty() -> dict[str, Any]:
 
 def _outer(size: int) -> Mapping[tuple[str, str], Reader]:
     """What names stand for in a file of ``size`` bytes."""
+    sets = _Sets()
     table: Mapping[str, Callable[..., Any] | None] = {
         "torch_utils.persistence._reconstruct_persistent_obj": _network,
         "dnnlib.util.EasyDict": _empty,
@@ -251,10 +298,10 @@ def _outer(size: int) -> Mapping[tuple[str, str], Reader]:
         "numpy.core.multiarray.scalar": _scalar,
         "numpy._core.multiarray.scalar": _scalar,
         "dill._dill._create_array": lambda made_by, arguments, state, *_: _create_array(state),
-        "dill._dill._load_type": _load_type,
+        "dill._dill._load_type": partial(_load_type, sets),
         "dill._dill._import_module": _import_module,
         "dill._dill._get_attr": _get_attr,
-        "builtins.set": _set,
+        "builtins.set": sets,
     }
     return {(name.rpartition(".")[0], name.rpartition(".")[2]): Reader(name, read) for name, read in table.items()}
 
@@ -274,7 +321,7 @@ def _get_attr(module: Any, name: Any, *_: Any) -> Reader | Foreign:
     demand(isinstance(module, Reader | Foreign) and isinstance(name, str), "it takes a part of what is no module")
     if isinstance(module, Reader) and module.name in _NUMPY_MODULES and name in _NUMPY_FUNCTIONS:
         return Reader(f"{module.name}.{name}", _NUMPY_FUNCTIONS[name])
-    return Foreign(f"{module.name}.{name}")
+    return _other(f"{module.name}.{name}")
 
 
 _NUMPY_FUNCTIONS: Mapping[str, Callable[..., Any]] = {"_reconstruct": _array, "scalar": _scalar}
