@@ -46,7 +46,9 @@ from fedstill.rounds import Desk
 
 __all__ = ["ASSUMPTIONS", "CITATION", "Owned", "neighbours", "pair_images"]
 
-CITATION = "after Platzer & Reutterer, Holdout-based empirical assessment of mixed-type synthetic data, Frontiers in Big Data, 2021"
+CITATION = (
+    "after Platzer & Reutterer, Holdout-based empirical assessment of mixed-type synthetic data, Front. Big Data 2021"
+)
 ASSUMPTIONS = (
     "Held-out images are drawn from the same distribution as the client's training images of the class and had no part in "
     "the run; nothing is assumed of how images were distilled."
