@@ -12,9 +12,10 @@ alone:
   below zero count one image each; then the lowest counts one more, and rises by the impact of one image, until as many
   images are counted as the client has. It takes features at or above zero (after a ReLU), and needs neither step size
   nor steps. For a class or two that is held alone (iDLG, Zhao et al., arXiv 2001.02610) it is exact.
-* ``bias``: h = p̄ − ḡ, the equation above solved, with ḡ the mean gradient of the local steps, −Δb / (η Σ_t (1 − μ^t) /
-  (1 − μ)) for T steps of size η with momentum μ, and p̄ the mean prediction for images that the attacker has, halfway
-  between the network that was sent and the one that came back. What lies below zero is cut off. It needs the client's
+* ``bias``: the equation above, solved for h. Let P_ck be the mean prediction of class k for images of class c, so that
+  p̄ = Pᵀ h; then (I − Pᵀ) h = −ḡ, by least squares with h ≥ 0 and Σ h = 1. ḡ is the mean gradient of the local steps,
+  −Δb / (η Σ_t (1 − μ^t) / (1 − μ)) for T steps of size η with momentum μ; P comes of labelled images that the attacker has
+  (LLG's authors use such, too), halfway between the network that was sent and the one that came back. It needs the client's
   training settings.
 
 A distilled set shows its labels: the largest entry of each (``hard``) or their sum (``soft``). A message may carry
@@ -36,6 +37,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 from torch import Tensor
 
 from fedstill.audit.resampling import mean_interval
@@ -61,7 +63,7 @@ __all__ = [
 
 CITATIONS = {
     "signs": "Wainakh et al., User-level label leakage from gradients in federated learning, PoPETs 2022",
-    "bias": "the gradient of cross-entropy, solved for the labels; after Zhao et al., iDLG, arXiv 2001.02610",
+    "bias": "the gradient of cross-entropy solved for the labels; with the attacker's own images as Wainakh et al., PoPETs 2022",
     "hard": "labels of the distilled set",
     "soft": "soft labels of the distilled set",
     "counts": "counts in the message",
@@ -70,12 +72,13 @@ ASSUMPTIONS = {
     "signs": "The attacker knows what was sent and received and how many images the client has, and the features before "
     "the last layer are not negative.",
     "bias": "The attacker knows what was sent and received, how the client trains and how many images it has, and it has "
-    "images, or noise, for which the network predicts on average as for the client's.",
+    "labelled images of its own, which the network predicts on average as it does the client's of the same class.",
     "hard": "The attacker has the client's distilled set and takes its classes to be as frequent as the client's.",
     "soft": "The attacker has the client's distilled set and takes its soft labels to sum up as the client's classes do.",
     "counts": "The attacker reads the message.",
 }
 
+_HEAVY = 100.0
 Shares = Float64[Tensor, " classes"]
 
 
@@ -110,7 +113,7 @@ def by_bias(what: Seen, *, images: int, local: Recipe, probe: Shard, desk: Desk)
         what: the client's message.
         images: how many the client has.
         local: how it trains.
-        probe: images that the attacker has; their labels are not looked at.
+        probe: labelled images that the attacker has; for a class that has none, P is the mean over all.
         desk: where to compute; nothing is drawn.
 
     Raises:
@@ -126,10 +129,13 @@ def by_bias(what: Seen, *, images: int, local: Recipe, probe: Shard, desk: Desk)
         for name, tensor in before.items()
     }
     network = Trained(what.received.architecture, halfway).module()
-    predicted = predict(network, probe, device=desk.device).double().softmax(1).mean(0)
-    shares = (predicted + bias / reach).clamp(min=0)
-    total = shares.sum()
-    return shares / total if total > 0 else torch.full_like(shares, 1 / len(shares))
+    means = _class_means(predict(network, probe, device=desk.device).double().softmax(1), hard_labels(probe.labels))
+    rows = torch.eye(len(bias), dtype=torch.float64) - means.T
+    # the last row is the sum, heavy enough to hold beside the others
+    system = torch.cat([rows, torch.full((1, len(bias)), _HEAVY, dtype=torch.float64)])
+    wanted = torch.cat([bias / reach, torch.tensor([_HEAVY], dtype=torch.float64)])
+    shares = torch.from_numpy(nnls(system.numpy(), wanted.numpy())[0])
+    return shares / shares.sum()
 
 
 def by_labels(distilled: Shard, *, soft: bool) -> Shares:
@@ -216,6 +222,12 @@ def attributes(
         }
         desk.progress("attributes", done + 1, len(read))
     return found
+
+
+def _class_means(predicted: Tensor, labels: Tensor) -> Tensor:
+    """P, [classes, classes]."""
+    held = [predicted[labels.cpu() == k] for k in range(predicted.shape[1])]
+    return torch.stack([rows.mean(0) if len(rows) else predicted.mean(0) for rows in held])
 
 
 def _distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
