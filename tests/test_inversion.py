@@ -7,18 +7,31 @@ import pytest
 import torch
 
 from attacked import DESK, DIGITS, ROOT, network
+from fedstill.algorithms.averaging import FedAvg
+from fedstill.algorithms.feddgm import FedDGM
+from fedstill.algorithms.fedlgd import FedLGD
+from fedstill.algorithms.fednova import FedNova
+from fedstill.algorithms.fedprox import FedProx
+from fedstill.algorithms.scaffold import Scaffold
+from fedstill.algorithms.sharing import FedDM
+from fedstill.algorithms.virtual import VirtualSettings
 from fedstill.audit import inversion
 from fedstill.audit.attributes import label_of_one
 from fedstill.audit.inversion import Inverting, invert
 from fedstill.audit.likeness import likeness, psnr
 from fedstill.audit.seen import Seen, seen, update_of
 from fedstill.bundle import Bundle
+from fedstill.contract import tiny_sites, tiny_world
 from fedstill.data.augment import DSA, Augmentation
 from fedstill.errors import InputError
+from fedstill.rounds import Trained
 from fedstill.train import Recipe, fit
 
 ONE = Recipe(epochs=1, lr=0.01, batch=8)
 LONG = Recipe(epochs=3, lr=0.05, batch=8, momentum=0.9, decay=1e-3)
+
+
+WORLD = tiny_world()
 
 
 def attack(**options):
@@ -106,7 +119,7 @@ def test_what_cannot_be_inverted_is_refused():
     received = network()
     with pytest.raises(InputError, match="neither a network nor a gradient"):
         seen(received, Bundle().put({"examples": 3}))
-    with pytest.raises(InputError, match="not whole"):
+    with pytest.raises(InputError, match="not the run's whole one"):
         seen(replace(received, tensors={}), Bundle().put(model=received.tensors))
     still = seen(received, Bundle().put(model=received.tensors))
     with pytest.raises(InputError, match="leaves the network as it was"):
@@ -115,7 +128,7 @@ def test_what_cannot_be_inverted_is_refused():
         invert(still, torch.tensor([], dtype=torch.int64), DIGITS.normalisation, desk=DESK)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"restarts": 0}, {"lr": 0}, {"variation": -1}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"restarts": 0}, {"lr": 0}, {"variation": -1}, {"pixels": (1.0, 0.0)}])
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(InputError, match="inversion"):
         Inverting(**wrong)
@@ -125,6 +138,46 @@ def test_settings_out_of_range_are_refused(wrong):
 def test_what_cannot_be_unrolled_is_refused(local):
     with pytest.raises(InputError, match="unrolled"):
         Inverting(local=local)
+
+
+METHODS = {
+    "fedavg": FedAvg(world=WORLD, epochs=1),
+    "fedprox": FedProx(world=WORLD, epochs=1),
+    "fednova": FedNova(world=WORLD, epochs=1),
+    "scaffold": Scaffold(world=WORLD, epochs=1),
+    "feddgm": FedDGM(world=WORLD, epochs=1),
+    "fedlgd": FedLGD(world=WORLD, virtual=VirtualSettings(ipc=1, steps=0), match_steps=0),
+    "fedlgd, gradients": FedLGD(
+        world=WORLD, virtual=VirtualSettings(ipc=1, steps=0), match_steps=0, average="gradients"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_methods_send_can_be_attacked(name):
+    method = METHODS[name]
+    inbox = method.broadcast(method.init(["c00"], DESK), "c00")
+    reply, _ = method.local(inbox, tiny_sites()["c00"], Bundle(), DESK)
+    told = seen(Trained(WORLD.architecture, inbox.groups["model"]), reply)
+    found = invert(told, torch.tensor([0]), WORLD.normalisation, attack=attack(steps=2), desk=DESK)
+    assert found.distances[0] < 1.5
+
+
+def test_who_sends_images_alone_has_no_update():
+    method = FedDM(world=WORLD, ipc=1, match_steps=1, least=1)
+    inbox = method.broadcast(method.init(["c00"], DESK), "c00")
+    reply, _ = method.local(inbox, tiny_sites()["c00"], Bundle(), DESK)
+    with pytest.raises(InputError, match="neither a network nor a gradient"):
+        seen(Trained(WORLD.architecture, inbox.groups["model"]), reply)
+
+
+def test_distilled_images_are_sought_beyond_the_range_of_photographs():
+    true = replace(DIGITS.take([7]), images=DIGITS.images[[7]] * 2 - 0.5)
+    update = update_of(network(), true, ONE, desk=DESK)
+    wide = attack(pixels=(-0.5, 1.5))
+    found = invert(update, true.labels, true.normalisation, attack=wide, desk=DESK).images
+    assert (found - true.images).square().mean() < 0.02
+    assert found.max() > 1.2
 
 
 def test_a_reply_of_training_is_read_as_it_is():

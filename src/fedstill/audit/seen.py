@@ -33,10 +33,13 @@ def seen(received: Trained, reply: Bundle) -> Seen:
     Raises:
         InputError: the reply holds neither, or the network that was sent is not whole.
     """
-    names = [name for name, _ in received.architecture.build(Seed(("unused",))).named_parameters()]
-    if missing := [name for name in names if name not in received.tensors]:
+    network = received.architecture.build(Seed(("unused",)))
+    whole, names = network.state_dict(), [name for name, _ in network.named_parameters()]
+    shapes = {name: tensor.shape for name, tensor in received.tensors.items()}
+    if missing := [name for name, tensor in whole.items() if shapes.get(name) != tensor.shape]:
         raise InputError(
-            f"attack on an update: the network that was sent is not whole, it lacks {missing[0]}; nothing can be retraced"
+            f"attack on an update: the network that was sent is not the run's whole one, as to its {missing[0]}, so nothing can "
+            "be retraced"
         )
     if gradient := reply.groups.get("gradient"):
         return Seen(received, {name: -gradient[name].detach().cpu() for name in names if name in gradient})
