@@ -411,7 +411,11 @@ def test_settings_come_back_as_the_experiment_that_they_tell_of() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [tiny.ONESHOT | {"privacy_epsilon": 8.0, "start": "noise"}, {"name": "feddm", "noise_multiplier": 1.0}]
+    "method",
+    [
+        tiny.ONESHOT | {"privacy_epsilon": 8.0, "start": "noise"},
+        {"name": "feddm", "privacy_noise": 1.0, "privacy_clip": 1.0},
+    ],
 )
 def test_noise_that_the_server_could_take_off_is_refused(method: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="its noise comes from the run's seed, which a federation's server knows"):

@@ -96,6 +96,25 @@ def test_style_vectors_that_a_space_has_used_up_are_not_there():
     assert "w" not in make(space=make().generator.depth).latent
 
 
+def test_fresh_features_start_within_their_limit_and_given_ones_as_they_are():
+    class Wild(Pixels):
+        def lift(self, latent, space):
+            features = 100 * latent["f"]
+            features.view(-1)[:3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+            return {"f": features}
+
+    given = {"normalisation": NORMALISATION, "strokes": Strokes(1.0, 0.0, 0.0), "rate": 0.05, "seed": SEED}
+    generator = Wild(1, (16, 16), NORMALISATION)
+    features = Canvas.draw(generator, 0, LABELS, **given, limit=10.0).latent["f"]
+    assert features.view(-1)[:3].tolist() == [0, 5, -5]
+    assert features.abs().max() == 10
+    wild = Canvas.draw(generator, 0, LABELS, **given).latent["f"]
+    inside = wild.isfinite() & (wild.abs() <= 10)
+    assert torch.equal(features[inside], wild[inside])
+    kept = Canvas.draw(generator, 0, LABELS, **given, limit=10.0, latent={"f": wild}).latent["f"]
+    torch.testing.assert_close(kept, wild, equal_nan=True)
+
+
 def test_as_a_shard():
     canvas = make()
     shard = canvas.shard(tiny_world().classes)

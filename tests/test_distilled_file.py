@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -603,7 +604,7 @@ def test_what_cannot_be_tried_is_refused(packed, finished, elsewhere, tmp_path, 
 
 def test_a_file_runs_no_code_unless_allowed(packed, elsewhere, capsys):
     found = read(packed)
-    foreign = replace(found.scores[0].architecture, name="trap:factory", options={})
+    foreign = replace(found.scores[0].architecture, name="code_that_is_nowhere:factory", options={})
     path = packed.with_name("trap.safetensors")
     write(path, replace(found, scores=(replace(found.scores[0], architecture=foreign),)))
     said = refusal(capsys, "evaluate", path, "--test", elsewhere / "folder")
@@ -631,3 +632,12 @@ def test_what_a_run_made_bytes_has_no_floats_to_compare_with(tmp_path):
     with pytest.raises(InputError, match="keeps bytes already"):
         pack_run(tmp_path / "run", tmp_path / "x.safetensors", Packing(quantise=True, cost=True, score=True))
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_network_that_no_memory_holds_is_refused_before_it_is_built(packed, elsewhere, capsys):
+    found = read(packed)
+    huge = replace(found.scores[0].architecture, name="resnet18", options={"width": 4096, "norm": "group"})
+    path = packed.with_name("huge.safetensors")
+    write(path, replace(found, scores=(replace(found.scores[0], architecture=huge),)))
+    said = refusal(capsys, "evaluate", path, "--test", elsewhere / "folder")
+    assert re.search(r"'resnet18': its weights take \d+\.\d GB, and \d+\.\d GB of memory are free", said)

@@ -16,11 +16,10 @@ from fedstill.distill.distribution import (
     NearbyNetworks,
     Noise,
     draw_near,
-    epsilon,
-    zcdp,
 )
 from fedstill.errors import InputError, RunError
 from fedstill.generators.pixels import Pixels
+from fedstill.privacy import Look
 from fedstill.seeds import Seed
 
 ROOT = Seed.root(0)
@@ -239,10 +238,11 @@ def test_a_batch_with_noise_may_be_empty():
     assert all(math.isfinite(matcher.loss(images, labels, 0.0, seed)) for seed in seeds)
 
 
-def test_what_steps_cost():
-    assert zcdp(1000, 100.0) == pytest.approx(0.05)
-    # Bun and Steinke's conversion, by hand: 0.05 + 2 sqrt(0.05 ln 1e5)
-    assert epsilon(0.05, 1e-5) == pytest.approx(0.05 + 2 * math.sqrt(0.05 * 11.512925464970229))
+def test_the_worst_class_tells_what_steps_cost():
+    matcher = make((40, 5, 20), batch=10)
+    assert matcher.look([0, 2], 7) == Look(rate=0.5, steps=7)
+    assert matcher.look([0, 1, 2], 7) == Look(rate=1.0, steps=7)
+    assert matcher.look([0], 7) == Look(rate=0.25, steps=7)
 
 
 def make_canvas(labels, lr=1.0):

@@ -15,11 +15,11 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 import tiny
-from fedstill.data.imagenet import SUBSETS
 from fedstill.data.partition import PartitionSettings, partition
 from fedstill.data.settings import anchored
 from fedstill.data.shard import Normalisation, Shard
 from fedstill.data.sources import DataSettings, Loaded, digest, load
+from fedstill.data.subsets import NUMBERS, SUBSETS
 from fedstill.errors import InputError
 from fedstill.experiment import Experiment
 from fedstill.run import drive
@@ -215,6 +215,10 @@ def test_parts_are_in_the_identity_only_where_they_are_asked_for() -> None:
 
 
 def test_subsets_are_ten_classes_each() -> None:
+    of = {wnid: number for name, ids in SUBSETS.items() for wnid, number in zip(ids, NUMBERS[name], strict=True)}
+    ordered = [of[wnid] for wnid in sorted(of)]
+    assert ordered == sorted(set(ordered))  # ImageNet counts its classes in the order of their ids
+    assert 0 <= ordered[0] < ordered[-1] < 1000
     for classes in SUBSETS.values():
         assert len(classes) == len(set(classes.values())) == 10
         assert all(wnid[0] == "n" and wnid[1:].isdigit() and len(wnid) == 9 for wnid in classes)

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from fedstill.data.shard import Normalisation
+from fedstill.data.subsets import SUBSETS
 from fedstill.errors import InputError
 from fedstill.experiment import Experiment
+from fedstill.generators.style import StyleOptions
 from fedstill.models.architecture import Architecture
+from fedstill.priors import PriorTraining
 from fedstill.rounds import Desk, World
 from fedstill.seeds import Seed
 from fedstill.sweep import Cell, read
@@ -29,6 +32,7 @@ FEDLGD_PAPER = sorted([*FEDLGD.glob("table*.toml"), *FEDLGD.glob("ablation-*.tom
 FEDLGD_SMALL = sorted((FEDLGD / "laptop").glob("*.toml"))
 ONESHOT = EXPERIMENTS / "oneshot"
 ONESHOT_FILES = sorted(ONESHOT.rglob("*.toml"))
+PRIORS = sorted((EXPERIMENTS / "priors").glob("*.toml"))
 TABLES = ("table1.toml", "table2.toml", "table3.toml")
 
 
@@ -55,7 +59,16 @@ def settings(cell: Cell) -> dict[str, Any]:
 # --- every file --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sorted(EXPERIMENTS.rglob("*.toml")), ids=named)
+@pytest.mark.parametrize("path", PRIORS, ids=named)
+def test_a_priors_file_is_read(path: Path) -> None:
+    found = PriorTraining.read(path)
+    StyleOptions(
+        channels=found.data.channels or 0, size=found.data.size or 0, classes=10, width=found.prior.width
+    )  # its own checks
+    assert found.source
+
+
+@pytest.mark.parametrize("path", sorted({*EXPERIMENTS.rglob("*.toml")} - {*PRIORS}), ids=named)
 def test_a_file_is_read(path: Path) -> None:
     names = [cell.name for cell in cells(path)]
     assert names
@@ -393,5 +406,6 @@ def parameters(choice: Any, size: int, classes: int = 10) -> int:
 def begin(experiment: Experiment, size: int) -> None:
     """What a run does before it asks its first client."""
     model = architecture(experiment.model.name, experiment.model.options, size).resolved()
-    world = World(model, tuple("0123456789"), Normalisation((0.5,) * 3, (0.25,) * 3))
+    names = tuple(SUBSETS["imfruit"].values()) if size == 128 else tuple("0123456789")
+    world = World(model, names, Normalisation((0.5,) * 3, (0.25,) * 3))
     experiment.algorithm.build(world).init(("a",), Desk(Seed.root(0)))

@@ -22,6 +22,7 @@ import fedstill.generators
 from fedstill.data.shard import Normalisation
 from fedstill.errors import InputError, RunError
 from fedstill.generators import PRIORS, build_generator
+from fedstill.generators.choice import chosen_names, strangers
 from fedstill.generators.files import load_prior, read_card, save_prior
 from fedstill.generators.pixels import Pixels
 from fedstill.generators.style import StyleGenerator, StyleOptions
@@ -184,7 +185,10 @@ def with_head(content: bytes, change: Any) -> bytes:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda head: head.update(version=2), "upgrade fedstill"),
+        (lambda head: head.update(version=3), "upgrade fedstill"),
+        (lambda head: head.update(network="stylegan-xl"), "cannot build"),
+        (lambda head: head.update(network="other"), r"cannot build \(network: other\)"),
+        (lambda head: head.update(network=[]), "cannot build"),
         (lambda head: head.update(format="other"), "not a prior"),
         (lambda head: head.pop("card"), "not a prior"),
         (lambda head: head.pop("options"), "cannot build"),
@@ -273,6 +277,54 @@ def test_generators_are_built_by_name_by_path_and_by_factory(tmp_path: Path, pri
     assert build("pixels", size=(9, 7), classes=100).size == (9, 7)
     assert build(str(path), truncation=0.5).truncation == 0.5
     assert build(f"{__name__}:own").depth == 6
+
+
+def test_a_prior_of_more_classes_has_those_that_are_chosen(tmp_path: Path, prior: bytes) -> None:
+    path = tmp_path / "p.safetensors"
+    path.write_bytes(prior)
+    whole, chosen = load_prior(path), build(str(path), classes=2, prior_classes=[2, 0])
+    assert chosen.classes == 2
+    labels = torch.tensor([0, 1, 1])
+    numbers = torch.tensor([2, 0, 0])
+    mine, theirs = chosen.draw(labels, Seed.root(5)), whole.draw(numbers, Seed.root(5))
+    assert torch.equal(chosen.render(mine, 0), whole.render(theirs, 0))
+    chosen.truncation = whole.truncation = 0.5
+    assert torch.equal(chosen.draw(labels, Seed.root(5))["w"], whole.draw(numbers, Seed.root(5))["w"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"classes": 2}, r"say with algorithm\.prior_classes which of them"),
+        ({"classes": 2, "prior_classes": [1]}, "names 1 classes of the prior and the data has 2"),
+        ({"classes": 2, "prior_classes": [1, 3]}, "has classes 0 to 2, and class 3 is asked for"),
+        ({"classes": 10, "prior_classes": "imwoof"}, "class 193 is asked for"),
+        ({"classes": 10, "prior_classes": "imwoofs"}, "did you mean 'imwoof'"),
+    ],
+)
+def test_a_choice_of_classes_that_does_not_fit_is_answered(
+    tmp_path: Path, prior: bytes, options: dict[str, Any], words: str
+) -> None:
+    path = tmp_path / "p.safetensors"
+    path.write_bytes(prior)
+    with pytest.raises(InputError, match=words):
+        build(str(path), **options)
+
+
+def test_classes_of_what_is_no_prior_cannot_be_chosen() -> None:
+    with pytest.raises(InputError, match=r"leave out algorithm\.prior_classes"):
+        build(f"{__name__}:own", prior_classes=[0, 1, 2])
+    assert build("pixels", prior_classes=[0, 1, 2]).depth == 0  # there is no prior that it could be of
+
+
+def test_names_that_differ_are_found() -> None:
+    assert strangers(("0", "1"), ("cat", "dog")) == []
+    assert strangers(("Cat", "hot_dog"), ("cat", "hot dog")) == []
+    assert strangers(("cat", "dog"), ("dog", "dog")) == [("cat", "dog")]
+    assert chosen_names("imfruit", [str(each) for each in range(1000)], "x")[:2] == ("pineapple", "banana")
+    assert chosen_names([1, 0], ("a", "b"), "x") == ("b", "a")
+    with pytest.raises(InputError, match="classes 0 to 1, not 2"):
+        chosen_names([2], ("a", "b"), "x")
 
 
 def own(*, channels: int, size: tuple[int, int], normalisation: Normalisation, classes: int) -> StyleGenerator:

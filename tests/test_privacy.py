@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from fedstill.contract import tiny_sites, tiny_world
 from fedstill.data.augment import DSA, Augmentation, apply
+from fedstill.data.shard import Normalisation, Shard
 from fedstill.errors import InputError, MissingExtra, RunError
 from fedstill.models.architecture import Architecture
-from fedstill.privacy import Privacy, Sampling, check_network, epsilon_of, noise_for
+from fedstill.privacy import ORDERS, Privacy, Sampling, check_network, epsilon_of, noise_for
 from fedstill.seeds import Seed
 from fedstill.train import Recipe, fit
 
@@ -66,6 +67,49 @@ def test_sampling_is_told_as_the_definition_has_it():
         divergence = torch.log((on**order * off ** (1 - order)).nan_to_num(0.0).sum() / off.sum()).item() / (order - 1)
         bounds.append(steps * divergence + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1))
     assert epsilon_of(noise=noise, rate=rate, steps=steps, delta=delta) == pytest.approx(min(bounds), rel=1e-3)
+
+
+REFERENCES = [  # noise, rate, steps, delta, and what dp-accounting 0.6.0 says: Rényi at our orders, privacy loss distributions
+    (1.0, 0.01, 1000, 1e-5, 2.1077530754515745, 1.8289344130120775),
+    (1.03, 0.1, 100, 1e-5, 7.6304980064607895, 6.667355183819122),
+    (4.5, 0.1, 100, 1e-5, 0.9427573967057992, 0.8566220560000254),
+    (0.8, 0.05, 300, 1e-6, 11.881393859235143, 10.610505598749448),
+    (2.0, 1.0, 40, 1e-5, 19.05359753163139, 17.856594676379498),
+    (20.0, 0.3, 500, 1e-4, 1.2037345149857777, 1.0816308072707348),
+]
+"""Of the event ``SelfComposed(PoissonSampled(rate, Gaussian(noise)), steps)``. That package's pin of attrs is below ours, so it
+is no dependency; :func:`test_the_references_are_that_packages` makes them anew where it is installed."""
+
+
+@pytest.mark.parametrize(("noise", "rate", "steps", "delta", "renyi", "tight"), REFERENCES)
+def test_another_accountant_says_the_same(noise, rate, steps, delta, renyi, tight):
+    """Google's, from its own code; and by a tighter method it finds no more."""
+    found = epsilon_of(noise=noise, rate=rate, steps=steps, delta=delta)
+    assert found == pytest.approx(renyi, rel=1e-9)
+    assert 0.85 * found < tight < found
+
+
+@pytest.mark.parametrize(("noise", "rate", "steps", "delta", "renyi", "tight"), REFERENCES)
+def test_opacus_own_orders_say_about_the_same(noise, rate, steps, delta, renyi, tight):
+    from opacus.accountants import RDPAccountant
+
+    accountant = RDPAccountant()
+    accountant.history = [(noise, rate, steps)]
+    found = epsilon_of(noise=noise, rate=rate, steps=steps, delta=delta)
+    # more orders, each an upper bound, of which theirs are the more below 11
+    assert accountant.get_epsilon(delta) == pytest.approx(found, rel=0.03)
+    accountant.history = [(noise, rate, 1)] * min(steps, 100)  # step by step, as a training loop would count
+    apart = epsilon_of(noise=noise, rate=rate, steps=min(steps, 100), delta=delta)
+    assert accountant.get_epsilon(delta, alphas=list(ORDERS)) == pytest.approx(apart, rel=1e-9)
+
+
+@pytest.mark.parametrize(("noise", "rate", "steps", "delta", "renyi", "tight"), REFERENCES[:1])
+def test_the_references_are_that_packages(noise, rate, steps, delta, renyi, tight):
+    accounting = pytest.importorskip("dp_accounting")
+    sampled = accounting.PoissonSampledDpEvent(rate, accounting.GaussianDpEvent(noise))
+    accountant = accounting.rdp.RdpAccountant(list(ORDERS))
+    accountant.compose(accounting.SelfComposedDpEvent(sampled, steps))
+    assert accountant.get_epsilon(delta) == pytest.approx(renyi, rel=1e-12)
 
 
 def test_more_noise_spends_less_and_more_steps_more():
@@ -203,6 +247,65 @@ def test_an_empty_batch_is_a_step_on_noise():
 def test_divergence_is_said_by_the_weights():
     with pytest.raises(RunError, match="its weights are not finite: use a smaller lr than 1e\\+38"):
         fit(make(), SHARD, Recipe(epochs=5, lr=1e38, batch=5), seed=SEED, privacy=Privacy(1.0, 1e3))
+
+
+# --- what an attacker gets ---------------------------------------------------------------------------------------------
+
+
+class Single(nn.Module):
+    """One weight w: logits (w · mean pixel, 0). A black image has no gradient, a white one always the clipping norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.weight.weight)
+
+    def features(self, inputs):
+        return self.weight(inputs.mean((1, 2, 3))[:, None])
+
+    def classify(self, features):
+        return torch.cat([features, torch.zeros_like(features)], 1)
+
+
+def increments(canary, *, noise, epochs, seed):
+    """How far each epoch of two steps at q = 1/2 moves the weight. The step size is so small that every epoch is alike: each is a
+    run of its own of what is told apart."""
+    images = torch.zeros(2, 1, 2, 2)
+    images[0] = float(canary)
+    shard = Shard(images, torch.zeros(2, dtype=torch.int64), ("a", "b"), Normalisation((0.0,), (1.0,)))
+    weights = []
+    fit(
+        Single(),
+        shard,
+        Recipe(epochs=epochs, lr=1e-4, batch=1),
+        seed=seed,
+        privacy=Privacy(noise=noise, clip=0.01),
+        watch=lambda tensors: weights.append(tensors["weight.weight"].item()),
+    )
+    return torch.tensor(weights, dtype=torch.float64).diff()
+
+
+@pytest.mark.slow
+def test_no_attack_on_training_beats_its_guarantee():
+    """TPR ≤ e^ε FPR + δ at every threshold, both ways round, within four deviations; and the attack comes near enough to tell
+    that a third of ε would be a lie."""
+    noise, epochs, delta = 0.8, 2000, 1e-2
+    there, away = (increments(canary, noise=noise, epochs=epochs, seed=SEED.at("canary", canary)) for canary in (1, 0))
+    epsilon = epsilon_of(noise=noise, rate=0.5, steps=2, delta=delta)
+    thresholds = torch.cat([there, away]).quantile(torch.linspace(0.01, 0.99, 99, dtype=torch.float64))
+    hits, alarms = ((each[None] > thresholds[:, None]).double().mean(1) for each in (there, away))
+
+    def excess(bound):
+        """By how many deviations the worst threshold is beyond what ``bound`` allows."""
+        worst = -math.inf
+        for tpr, fpr in ((hits, alarms), (1 - hits, 1 - alarms), (alarms, hits), (1 - alarms, 1 - hits)):
+            # of a rate that is seen as 0 in n runs, up to 9 / n is no surprise
+            variance = tpr * (1 - tpr) + math.exp(2 * bound) * (fpr * (1 - fpr) + 9 / epochs)
+            worst = max(worst, ((tpr - math.exp(bound) * fpr - delta) / (variance / epochs).sqrt()).max().item())
+        return worst
+
+    assert excess(epsilon) < 4
+    assert excess(epsilon / 3) > 4
 
 
 # --- networks ----------------------------------------------------------------------------------------------------------

@@ -110,3 +110,14 @@ def test_a_repeated_run_is_told_from_its_namesake(tmp_path: Path) -> None:
         f"{one} was given twice: it is counted once.",
         f"{other} repeats the experiment and seed of {one}: it is not counted.",
     )
+
+
+def test_a_run_that_is_older_than_a_setting_is_of_the_same_experiment(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "old", method="fedavg", seed=0),
+        write_run(tmp_path / "new", method="fedavg", seed=1, settings="farthest = 1e6"),
+        write_run(tmp_path / "other", method="fedavg", seed=2, settings="farthest = 10.0"),
+    ]
+    change(runs[1], 'name = "fedavg"', 'name = "fedavg"\nrule = "mean"')
+    groups, _ = gather([read_run(run) for run in runs])
+    assert [[run.seed for run in group.runs] for group in groups] == [[0, 1], [2]]

@@ -130,22 +130,6 @@ def test_the_sentence_counts_and_averages(tmp_path: Path) -> None:
     assert told.endswith("began with: not known.")
 
 
-def test_privacy_is_told_where_nodes_tell_of_it(tmp_path: Path) -> None:
-    def private(epsilon: float, noise: float) -> dict[str, Any]:
-        return WELL.figures() | {"privacy": {"epsilon": epsilon, "delta": 1e-5, "noise": noise}}
-
-    told, *_ = said(page(oneshot(tmp_path / "a", [private(7.9961, 1.234), private(7.9, 0.5)])))
-    words = (
-        "By their own word training images are differentially private: ε = 8 at most, δ = 1e-05, noise σ = 0.5 to 1.23"
-    )
-    assert told.endswith(f"2 nodes. {words}.")
-    told, *_ = said(page(oneshot(tmp_path / "b", [private(2.0, 0.5), private(2.0, 0.5), WELL])))
-    assert told.endswith("ε = 2 at most, δ = 1e-05, noise σ = 0.5; 1 node says nothing of it.")
-    junk = [WELL.figures() | {"privacy": each} for each in (*JUNK, {"epsilon": 1.0, "delta": -1.0, "noise": 1.0})]
-    told, *_ = said(page(oneshot(tmp_path / "c", junk)))
-    assert "private" not in told
-
-
 def test_the_charts_draw_every_attempt(tmp_path: Path) -> None:
     made = page(oneshot(tmp_path / "a", (WELL, CURED, UNJUDGED)))
     losses, accuracies = lines(made, "node-losses-1"), lines(made, "node-accuracies-1")

@@ -13,6 +13,7 @@ from fedstill.cost import estimate
 from fedstill.data.shard import Shard
 from fedstill.engines.local import LocalEngine
 from fedstill.errors import InputError
+from fedstill.privacy import epsilon_of, noise_for
 from fedstill.rounds import Desk, Reply, rounds
 from fedstill.seeds import Seed
 
@@ -43,7 +44,7 @@ def one_client(rows, **options):
     "options",
     [
         {"networks": "random_first", "logits": False, "start": "real"},
-        {"networks": "random", "noise_multiplier": 1.0, "clip": 1.0},
+        {"networks": "random", "privacy_noise": 1.0, "privacy_clip": 1.0},
         {"least": 7, "global_models": ({"name": "convnet", "options": {"depth": 2, "width": 3}},)},
     ],
     ids=lambda options: "+".join(options),
@@ -125,20 +126,82 @@ def test_a_tiny_run_improves_over_its_start():
         assert client["matching"]["end"] < client["matching"]["start"]
 
 
+def spent_of(done, client="c00"):
+    return done.figures["clients"][client]["privacy"]
+
+
 def test_with_noise_no_loss_is_sent_and_the_guarantee_is_told():
-    algorithm = make(noise_multiplier=10.0, clip=1.0)
+    algorithm = make(privacy_noise=10.0, privacy_clip=1.0)
     (first, second) = run(algorithm, tiny_sites(), until=2)
     assert "matching" not in first.figures["clients"]["c00"]
-    assert second.figures["privacy"]["zcdp"] == pytest.approx(2 * SMALL["match_steps"] / (2 * 10.0**2))
-    assert second.figures["privacy"]["epsilon"] > first.figures["privacy"]["epsilon"]
+    for rounds_done, done in ((1, first), (2, second)):
+        steps = rounds_done * SMALL["match_steps"]
+        wanted = epsilon_of(noise=10.0, rate=1.0, steps=steps, delta=1e-5)  # classes have fewer images than real_batch
+        assert spent_of(done) == {"epsilon": wanted, "delta": 1e-5, "noise": 10.0}
+
+
+def test_a_budget_lasts_its_rounds_and_no_further_one():
+    algorithm = make(privacy_epsilon=5.0, privacy_clip=1.0, privacy_rounds=2, real_batch=3)
+    first, second, third = run(algorithm, tiny_sites(), until=3)
+    counts = tiny_sites()["c00"].train.histogram()
+    rate = min(1.0, 3 / min(count for count in counts if count))
+    told = [spent_of(done) for done in (first, second)]
+    assert told[0]["noise"] == told[1]["noise"] == noise_for(5.0, rate=rate, steps=2 * SMALL["match_steps"], delta=1e-5)
+    assert 0 < told[0]["epsilon"] < told[1]["epsilon"] <= 5.0
+    assert not third.aggregated
+    assert all("its budget is spent" in failure.reason for failure in third.failures)
+
+
+def test_the_sampling_of_classes_makes_noise_smaller():
+    def noise(batch):
+        (only,) = run(make(privacy_epsilon=5.0, privacy_clip=1.0, privacy_rounds=1, real_batch=batch), tiny_sites())
+        return spent_of(only)["noise"]
+
+    assert noise(1) < 0.9 * noise(256)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"epsilon": None}, "does not say how private it is"),
+        ({"noise": 0.0}, "does not say how private it is"),
+        ({"epsilon": 5.1}, "which is beyond algorithm.privacy_epsilon = 5"),
+    ],
+)
+def test_what_a_stranger_says_of_its_privacy_is_checked(numbers, words):
+    algorithm = make(privacy_epsilon=5.0, privacy_clip=1.0, privacy_rounds=1)
+    state = algorithm.init(["c00"], DESK)
+    reply, _ = algorithm.local(algorithm.broadcast(state, "c00"), tiny_sites()["c00"], Bundle(), DESK)
+    said = {name: number for name, number in (reply.numbers | numbers).items() if number is not None}
+    bad = Bundle(reply.groups, said)
+    (failure,) = algorithm.aggregate(state, [Reply("c00", bad)], DESK).failures
+    assert words in failure.reason
+
+
+def test_files_of_an_older_version_are_read():
+    from fedstill.method import Method
+
+    method = Method.parse({"name": "feddm", "noise_multiplier": 2.0, "clip": 3.0, "delta": 1e-4})
+    assert (method.options.privacy_noise, method.options.privacy_clip, method.options.privacy_delta) == (2.0, 3.0, 1e-4)
+    with pytest.raises(
+        InputError, match=r"algorithm\.clip: it is called algorithm\.privacy_clip now, which is there too"
+    ):
+        Method.parse({"name": "feddm", "clip": 3.0, "privacy_clip": 3.0})
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"noise_multiplier": 1.0}, "set algorithm.clip"),
-        ({"noise_multiplier": 1.0, "clip": 1.0, "start": "real"}, "use algorithm.start = 'noise'"),
+        ({"privacy_noise": 1.0}, "set algorithm.privacy_clip"),
+        ({"privacy_noise": 1.0, "privacy_clip": 1.0, "start": "real"}, "use algorithm.start = 'noise'"),
         ({"augmentation": "colour"}, "algorithm.augmentation"),
+        ({"privacy_epsilon": 8.0, "privacy_clip": 1.0}, "say in algorithm.privacy_rounds how many rounds"),
+        ({"privacy_rounds": 3}, "there is no budget to last so long"),
+        ({"privacy_epsilon": 8.0, "privacy_rounds": 3}, "set algorithm.privacy_clip"),
+        (
+            {"privacy_epsilon": 8.0, "privacy_rounds": 3, "privacy_clip": 1.0, "privacy_noise": 1.0},
+            "leave one of them out",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_client_works(options, sentence):

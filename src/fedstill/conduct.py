@@ -91,6 +91,9 @@ class OutputSettings:
             ge=1, description="rounds whose distilled sets are kept: the newest, the first, and others spread evenly"
         ),
     ] = 8
+    keep_messages: Annotated[
+        bool, Field(description="keep every message to and from clients, in the folder messages: for 'fedstill audit'")
+    ] = False
     trackers: Annotated[
         tuple[str, ...],
         Field(description="tensorboard | mlflow | wandb, or package.module:factory; none by default"),

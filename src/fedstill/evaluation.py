@@ -8,7 +8,6 @@ found = evaluate_run("runs/first", Asked(fresh=FreshNetworks(models=("resnet18",
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from fedstill.evaluate.networks import named, read_choice
 from fedstill.experiment import Experiment, Parts
 from fedstill.files import numbered, round_stem, write_json
 from fedstill.folder import EVALUATION, EXPERIMENT
-from fedstill.kept import check_data, check_run, kept_round, training_fields
+from fedstill.kept import check_data, check_run, kept_round, read_measured, training_fields
 from fedstill.models.choice import Choice
 from fedstill.rounds import Desk, serial
 from fedstill.runtime import Processes, pick_device, prepared
@@ -110,7 +109,7 @@ def evaluate_run(
     if asked.fresh is None and not asked.mmd and not asked.tsne:
         raise InputError("nothing is asked for: give --fresh, --mmd or --tsne, or several of them")
     check_run(run)
-    _read(run / EVALUATION)  # what could not be merged with is refused before hours of work
+    read_measured(run / EVALUATION, VERSION)  # what could not be merged with is refused before hours of work
     experiment = Experiment.read(run / EXPERIMENT)
     number = None if asked.fresh is None else kept_round(run, experiment, asked.fresh.round)
     with prepared(experiment.threads):
@@ -145,27 +144,8 @@ def evaluate_run(
         if asked.fresh is not None and number is not None:
             found["fresh"] = _fresh(run, experiment, parts, asked.fresh, number, desk)
     # read again: another evaluation may have ended meanwhile
-    write_json(run / EVALUATION, {**_read(run / EVALUATION), "version": VERSION, **found})
+    write_json(run / EVALUATION, {**read_measured(run / EVALUATION, VERSION), "version": VERSION, **found})
     return found
-
-
-# --- the folder ------------------------------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What was measured before."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({error}), so nothing is added to it: remove it") from error
-    version = content.get("version") if isinstance(content, dict) else None
-    if not isinstance(version, int):
-        raise InputError(f"{path} was not written by fedstill, so nothing is added to it: remove it")
-    if version > VERSION:
-        raise InputError(f"{path} was written by a newer fedstill (format {version}): upgrade fedstill")
-    return dict(content)
 
 
 # --- virtual images --------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from fedstill.models.architecture import Architecture
 from fedstill.models.choice import Choice, NetworkChoice
 from fedstill.rounds import CLIENT_NAME, FARTHEST, Algorithm, Desk, Site, World, check_replies, cohort_size
 from fedstill.seeds import Seed
-from fedstill.settings import options, override, read_toml, toml_table, validated
+from fedstill.settings import options, override, read_toml, told, toml_table, validated
 from fedstill.sites import Uses, build_sites, plan_uses
 from fedstill.warm import file_hash, started_from
 
@@ -296,7 +296,7 @@ class Experiment:
             "images and labels": digest(loaded),
             "who holds what": dealt.hash,
         }
-        return by_content({key: value for key, value in settings.items() if (key, value) not in _UNTOLD})
+        return by_content({key: value for key, value in told(settings).items() if (key, value) not in _UNTOLD})
 
 
 def by_content(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -316,11 +316,8 @@ def _by_content(key: str, value: Any) -> Any:
 
 _SCALARS = ("name", "seed", "rounds", "cohort", "quorum", "farthest", "threads", "start")
 
-LATER: Sequence[tuple[str, Any]] = (("farthest", FARTHEST), ("algorithm.rule", "mean"), ("algorithm.hostile", None))
-"""Settings that checkpoints and searches may be older than, and what they then were."""
-
-_UNTOLD = (("partition.test", 0.0), ("partition.parts", 1), *LATER)
-"""What a checkpoint does not tell: it may be older than these settings."""
+_UNTOLD = (("partition.test", 0.0), ("partition.parts", 1))
+"""What a checkpoint does not tell: it may be older than these settings, too."""
 
 
 def starter(method: str) -> Experiment:

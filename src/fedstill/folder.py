@@ -15,11 +15,14 @@ from fedstill.experiment import PROVENANCE
 from fedstill.settings import read_toml
 
 __all__ = [
+    "AUDIT",
+    "AUDITED",
     "EVALUATION",
     "EXPERIMENT",
     "FAILURES",
     "FEDERATION",
     "LOCK",
+    "MESSAGES",
     "METRICS",
     "OURS",
     "PARTITION",
@@ -35,7 +38,7 @@ __all__ = [
     "resume_command",
 ]
 
-EXPERIMENT, METRICS, PARTITION, FEDERATION, SUMMARY, REPORT, EVALUATION, FAILURES, TRACKING, SCRATCH, LOCK = (
+EXPERIMENT, METRICS, PARTITION, FEDERATION, SUMMARY, REPORT, EVALUATION, AUDIT, FAILURES = (
     "experiment.toml",
     "metrics.jsonl",
     "partition.json",
@@ -43,20 +46,22 @@ EXPERIMENT, METRICS, PARTITION, FEDERATION, SUMMARY, REPORT, EVALUATION, FAILURE
     "summary.json",
     "report.html",
     "evaluation.json",
+    "audit.json",
     "failures.log",
-    "trackers",
-    "scratch",
-    ".lock",
 )
+MESSAGES, AUDITED, TRACKING, SCRATCH, LOCK = "messages", "audit", "trackers", "scratch", ".lock"
 OURS = (
     "checkpoints",
     "memory",
     SCRATCH,
     "synthetic",
     "models",
+    MESSAGES,
+    AUDITED,
     TRACKING,
     REPORT,
     EVALUATION,
+    AUDIT,
     SUMMARY,
     METRICS,
     PARTITION,

@@ -12,7 +12,7 @@ from fedstill.files import numbered, round_stem
 from fedstill.folder import EXPERIMENT, METRICS, PARTITION
 from fedstill.output import whole_lines
 
-__all__ = ["DATA", "DEALT", "check_data", "check_run", "kept_round", "training_fields"]
+__all__ = ["DATA", "DEALT", "check_data", "check_run", "kept_round", "read_measured", "training_fields"]
 
 DATA, DEALT = "images and labels", "who holds what"
 """What of a run's identity its data are."""
@@ -59,6 +59,26 @@ def training_fields(run: Path, experiment: Experiment) -> dict[str, Any]:
     rows = [json.loads(line) for line in whole_lines(run / METRICS)]
     found: dict[str, Any] = next((row["recipe"] for row in reversed(rows) if isinstance(row.get("recipe"), dict)), {})
     return {**experiment.algorithm.fields(), **found}
+
+
+def read_measured(path: Path, version: int) -> dict[str, Any]:
+    """What was measured of a run before, as ``path`` holds it; empty where there is no such file.
+
+    Raises:
+        InputError: the file cannot be added to: it is damaged, not ours, or of a format above ``version``.
+    """
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error}), so nothing is added to it: remove it") from error
+    written = content.get("version") if isinstance(content, dict) else None
+    if not isinstance(written, int):
+        raise InputError(f"{path} was not written by fedstill, so nothing is added to it: remove it")
+    if written > version:
+        raise InputError(f"{path} was written by a newer fedstill (format {written}): upgrade fedstill")
+    return dict(content)
 
 
 def check_data(run: Path, parts: Parts) -> None:

@@ -22,6 +22,8 @@ __all__ = ["VIRTUAL", "Method"]
 VIRTUAL = "virtual"
 """The table of a file, and the field of an algorithm that reads it itself."""
 
+_BUDGET = "privacy_epsilon"
+
 
 @dataclass(frozen=True)
 class Method:
@@ -42,10 +44,14 @@ class Method:
         if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
             raise InputError(f"algorithm: must be a table with a name, one of {', '.join(sorted(ALGORITHMS))}")
         name = table["name"]
-        given = {key: value for key, value in table.items() if key != "name"}
+        given = _by_new_names(name, {key: value for key, value in table.items() if key != "name"})
         for key, value in _fixed(name).items():
             if key in given:
                 raise InputError(f"algorithm.{key} = {given[key]!r}: '{name}' fixes it at {value!r}; remove this key")
+        if _BUDGET in given and (why := ALGORITHMS[name].no_budget if name in ALGORITHMS else ""):
+            raise InputError(
+                f"algorithm.{_BUDGET} = {given[_BUDGET]}: '{name}' has no such budget, for {why}; leave it out"
+            )
         return cls(name, validated(_options_model(name), given, where="algorithm"))
 
     @staticmethod
@@ -88,6 +94,11 @@ class Method:
         algorithm = cast(Algorithm, self.factory(world=world, **self.fields()))
         if virtual is None or not virtual.use:
             return algorithm
+        if getattr(self.options, _BUDGET, None) is not None:
+            raise InputError(
+                f"algorithm.{_BUDGET}: virtual images are made of the real ones without noise, so private training on them "
+                "protects nothing; set virtual.use = false"
+            )
         if self.own_images:
             raise InputError(
                 f"virtual: '{self.name}' takes no virtual images, for {self.own_images}; set virtual.use = false"
@@ -107,6 +118,17 @@ class Method:
     def table(self) -> dict[str, Any]:
         """Plain values, every default written out."""
         return {"name": self.name, **self.options.model_dump(mode="json")}
+
+
+def _by_new_names(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` as files of this version have it."""
+    renamed = ALGORITHMS[name].renamed if name in ALGORITHMS else {}
+    for old in given.keys() & renamed.keys():
+        if renamed[old] in given:
+            raise InputError(
+                f"algorithm.{old}: it is called algorithm.{renamed[old]} now, which is there too; remove it"
+            )
+    return {renamed.get(key, key): value for key, value in given.items()}
 
 
 def _fixed(name: str) -> Mapping[str, Any]:

@@ -52,8 +52,10 @@ from fedstill.seeds import Seed
 
 __all__ = [
     "Guarantee",
+    "Look",
     "Privacy",
     "Sampling",
+    "check_installed",
     "check_network",
     "epsilon_of",
     "noise_for",
@@ -116,11 +118,32 @@ class Sampling:
         """Of an epoch."""
         return math.ceil(self.images / self.batch)
 
+    def look(self, epochs: int) -> Look:
+        """Of so many epochs."""
+        return Look(self.rate, epochs * self.steps)
+
     def batches(self, generator: torch.Generator) -> Iterator[Int[Tensor, " k"]]:
         """Rows of each step of an epoch, in order; maybe none. ``generator`` is on the CPU."""
         for _ in range(self.steps):
-            # float64: q to 53 bits, as the accountant has it
-            yield (torch.rand(self.images, generator=generator, dtype=torch.float64) < self.rate).nonzero().flatten()
+            yield self.draw(generator)
+
+    def draw(self, generator: torch.Generator) -> Int[Tensor, " k"]:
+        """Rows of one step."""
+        # float64: q to 53 bits, as the accountant has it
+        return (torch.rand(self.images, generator=generator, dtype=torch.float64) < self.rate).nonzero().flatten()
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a piece of work looks at images: what the accountant needs to know of it.
+
+    Attributes:
+        rate: q, the probability with which a step takes an image.
+        steps: how many.
+    """
+
+    rate: float
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -267,6 +290,16 @@ def check_network(network: Network, shape: Sequence[int], *, key: str = "model")
                 f"{key}: Opacus cannot tell the gradients of single images apart in '{name}'; choose another network for "
                 "differential privacy"
             )
+
+
+def check_installed() -> None:
+    """That accounts can be made.
+
+    Raises:
+        MissingExtra: Opacus is not installed.
+    """
+    with _quiet():
+        pass
 
 
 def _hook(network: Network) -> None:

@@ -21,6 +21,7 @@ import torch
 from fedstill import checkpoint, folder
 from fedstill.bundle import Bundle
 from fedstill.engines.memory import Memory
+from fedstill.engines.recording import Recording, set_back
 from fedstill.errors import InputError, RunError
 from fedstill.experiment import PROVENANCE, Experiment, Parts
 from fedstill.files import sweep, write_bytes, write_json, write_text
@@ -176,7 +177,7 @@ def _work(
     pace = _Pace(experiment.rounds)
     worked = rounds(
         parts.algorithm,
-        there.engine,
+        Recording(there.engine, record.out / folder.MESSAGES) if experiment.output.keep_messages else there.engine,
         desk=there.desk,
         until=experiment.rounds,
         cohort=parts.cohort,
@@ -284,6 +285,7 @@ class _Record:
         if not found:
             # an overwriting that was cut short may have left the best round of the run before
             folder.remove(self.out / "checkpoints")
+        set_back(self.out / folder.MESSAGES, done)
         self._compare_versions(hear)
         self._describe()
         write_bytes(self.out / METRICS, b"".join(lines[:rows]))

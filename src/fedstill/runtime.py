@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.resource_tracker import ensure_running
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeVar
 
@@ -26,6 +27,7 @@ from fedstill.errors import InputError
 __all__ = [
     "Processes",
     "Spent",
+    "available_memory",
     "describe",
     "heed_termination",
     "in_worker",
@@ -40,6 +42,8 @@ __all__ = [
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 # glibc's names, from malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -198,6 +202,32 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory() -> int | None:
+    """Bytes that new processes can take without driving others out; None where the system does not tell."""
+    known = [each for each in (_of_machine(), _of_container()) if each is not None]
+    return min(known, default=None)
+
+
+def _of_machine() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = next((line.split() for line in lines if line.startswith("MemAvailable:")), None)
+    return int(found[1]) * 1024 if found else None
+
+
+def _of_container() -> int | None:
+    """What the limit of this process's control group leaves; what it keeps of files can be taken back."""
+    try:
+        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else max(0, int(limit) - used + int(stat.get("inactive_file", 0)))
 
 
 def describe(device: str) -> dict[str, str]:

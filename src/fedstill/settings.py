@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -16,9 +17,30 @@ from pydantic.fields import FieldInfo
 
 from fedstill.errors import InputError, suggestion
 
-__all__ = ["Option", "differences", "options", "override", "parse", "read_toml", "toml_table", "validated"]
+__all__ = ["Option", "differences", "options", "override", "parse", "read_toml", "told", "toml_table", "validated"]
 
 T = TypeVar("T")
+
+_LATER: Mapping[str, Any] = MappingProxyType(
+    {
+        "farthest": 1e6,
+        "algorithm.rule": "mean",
+        "algorithm.hostile": None,
+        "algorithm.prior_classes": None,
+        "algorithm.precision": "float32",
+    }
+)
+"""Settings that files may be older than, by dotted key, and what they then were."""
+
+_BUDGET: Mapping[str, Any] = MappingProxyType(
+    {
+        "algorithm.privacy_epsilon": None,
+        "algorithm.privacy_delta": 1e-5,
+        "algorithm.privacy_clip": 1.0,
+        "algorithm.privacy_rounds": None,
+    }
+)
+"""The same of methods that had no privacy budget then, which OneShot always had."""
 
 
 class Option(NamedTuple):
@@ -272,10 +294,17 @@ def _shown(value: Any) -> str:
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """``algorithm.lr (there 0.1, here 0.2)``: keys whose values differ, three of them at most; empty where none does."""
     different = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
-    told = ", ".join(f"{key} (there {_brief(found.get(key))}, here {_brief(wanted.get(key))})" for key in different[:3])
-    return told + (f" and {len(different) - 3} more" if len(different) > 3 else "")
+    named = ", ".join(f"{key} (there {_brief(found.get(key))}, here {_brief(wanted.get(key))})" for key in different[:3])
+    return named + (f" and {len(different) - 3} more" if len(different) > 3 else "")
 
 
 def _brief(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:56]}…"
+
+
+def told(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` by dotted key, less those that files may be older than and that are what they then were: a file that has one
+    so and a file without it say the same."""
+    later = _LATER if settings.get("algorithm.name") == "oneshot" else {**_LATER, **_BUDGET}
+    return {key: value for key, value in settings.items() if not (key in later and later[key] == value)}

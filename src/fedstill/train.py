@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -23,7 +24,18 @@ from fedstill.models.architecture import Network
 from fedstill.privacy import Privacy, Sampling, private_optimiser, without_images
 from fedstill.seeds import Seed
 
-__all__ = ["SCORING_BATCH", "Batch", "Extra", "Fitted", "Recipe", "classification_loss", "embed", "fit", "predict"]
+__all__ = [
+    "SCORING_BATCH",
+    "Batch",
+    "Extra",
+    "Fitted",
+    "Penalty",
+    "Recipe",
+    "classification_loss",
+    "embed",
+    "fit",
+    "predict",
+]
 
 SCORING_BATCH = 500
 """Images of a forward pass that leaves no graph."""
@@ -75,9 +87,15 @@ class Batch:
 
 
 class Extra(Protocol):
-    """One more loss term: FedProx's is quadratic in ``params``, MOON's is on ``features``."""
+    """One more loss term: MOON's is on ``features``."""
 
     def __call__(self, batch: Batch) -> Tensor: ...
+
+
+class Penalty(Protocol):
+    """One more loss term that looks at no image, but at the network's parameters alone: FedProx's is quadratic in them."""
+
+    def __call__(self, params: Mapping[str, Tensor]) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -118,6 +136,7 @@ def fit(
     seed: Seed,
     device: str = "cpu",
     extra: Extra | None = None,
+    penalty: Penalty | None = None,
     privacy: Privacy | None = None,
     watch: Callable[[Mapping[str, Tensor]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -131,7 +150,9 @@ def fit(
         seed: order of batches (``order``), augmentation (``augment``), dropout (``dropout``), privacy's noise (``noise``).
         device: where to compute.
         extra: one more loss term, added at every step; not together with ``privacy``, for it may couple images.
-        privacy: makes every step differentially private; ``recipe.decay`` and ``recipe.momentum`` come after its noise.
+        penalty: one more loss term, on parameters alone.
+        privacy: makes every step differentially private; ``recipe.decay``, ``recipe.momentum`` and ``penalty`` come after its
+            noise.
         watch: is shown the network's ``state_dict`` before the first epoch and after each; the tensors go on changing.
         progress: ``progress(epochs done, epochs)``.
 
@@ -147,6 +168,8 @@ def fit(
     params = dict(network.named_parameters())
     optimiser = _optimiser(recipe, params)
     if privacy is not None:
+        if penalty is not None:
+            optimiser.register_step_pre_hook(partial(_penalised, penalty, params))
         optimiser = private_optimiser(
             network,
             optimiser,
@@ -181,6 +204,8 @@ def fit(
                     loss = classification_loss(logits, labels, recipe.temperature)
                     if extra is not None:
                         loss = loss + extra(Batch(network, params, images, labels, features, logits, rows, step))
+                    if penalty is not None and privacy is None:
+                        loss = loss + penalty(params)
                     loss.backward()  # type: ignore[no-untyped-call]
                     total += loss.detach() * len(rows)
                 optimiser.step()
@@ -197,6 +222,16 @@ def fit(
     if privacy is not None and not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise Diverged(f"training diverged, its weights are not finite: use a smaller lr than {recipe.lr}")
     return Fitted(tensors, step, len(shard), tuple(losses))
+
+
+def _penalised(penalty: Penalty, params: Mapping[str, Tensor], *_: object) -> None:
+    """Before the optimiser's own step, when its gradients have their noise."""
+    trained = [tensor for tensor in params.values() if tensor.requires_grad]
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(penalty(params), trained, allow_unused=True)
+    for tensor, gradient in zip(trained, gradients, strict=True):
+        if gradient is not None and tensor.grad is not None:
+            tensor.grad += gradient
 
 
 def _batches(recipe: Recipe, images: int, generator: torch.Generator, *, private: bool) -> Iterator[Int[Tensor, " k"]]:

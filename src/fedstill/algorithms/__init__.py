@@ -26,6 +26,8 @@ class Entry:
         may_send: groups that it also holds with some options.
         alone: why its server needs each client's own reply, so that secure aggregation does not go with it; empty where the mean
             of models by images is all that it makes of them.
+        no_budget: why it has no privacy budget; empty where it has one, or nothing more is to be said than that there is none.
+        renamed: options by the names that files of an older version have for them.
         starter: what ``fedstill init`` writes otherwise than the defaults, by dotted key, because those alone would not do.
     """
 
@@ -39,6 +41,8 @@ class Entry:
     sends: tuple[str, ...] = ("model",)
     may_send: tuple[str, ...] = ()
     alone: str = ""
+    no_budget: str = ""
+    renamed: Mapping[str, str] = field(default_factory=dict)
     starter: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -71,6 +75,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "SCAFFOLD",
             "fedstill.algorithms.scaffold:Scaffold",
             "control variates against the drift of clients (Karimireddy et al. 2020)",
+            no_budget="its clients' control variates are not accounted for",
             sends=("model", "control"),
             alone="its server averages control variates beside models, and by other weights",
             starter=MappingProxyType({"algorithm.lr": 0.1}),  # the step that FedAvg's 0.01 is with its momentum of 0.9
@@ -88,11 +93,13 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "MOON",
             "fedstill.algorithms.contrast:MOON",
             "FedAvg whose features stay near the global model's, off the client's last (Li et al. 2021)",
+            no_budget="its loss compares features of images, and private training takes the classification loss alone",
         ),
         "fedproto": Entry(
             "FedProto",
             "fedstill.algorithms.contrast:FedProto",
             "FedAvg whose features stay near shared class means, which classify too (Tan et al. 2022)",
+            no_budget="the class means that its clients send are one more look at their images",
             sends=("model", "prototypes"),
             alone="its server averages class means beside models, each by its own number of images",
         ),
@@ -100,6 +107,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "VHL",
             "fedstill.algorithms.vhl:VHL",
             "FedAvg with virtual classes of noise that all clients share (Tang et al. 2022)",
+            no_budget="its loss draws the features of a batch's images together",
         ),
         "feddm": Entry(
             "FedDM",
@@ -109,11 +117,15 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             own_images="its clients distil images of their own, each round anew",
             alone="its server needs the union of the images that clients send, no sum",
             sends=("synthetic",),
+            renamed=MappingProxyType(
+                {"noise_multiplier": "privacy_noise", "clip": "privacy_clip", "delta": "privacy_delta"}
+            ),
         ),
         "fedlgd": Entry(
             "FedLGD",
             "fedstill.algorithms.fedlgd:FedLGD",
             "clients train on virtual images of their own, drawn together by a set that the server distils (Huang et al. 2024)",
+            no_budget="its clients train on virtual images, which are made of the real ones without noise",
             distils=True,
             may_send=("gradient",),
             alone="its server weighs clients otherwise than by images, and with some options needs their gradients",

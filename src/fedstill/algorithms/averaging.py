@@ -17,28 +17,47 @@ A method of the family composes FedAvg: it takes the fields of :class:`Budget`, 
 :class:`Ruled` too, and ``FedAvg.ruled(self)``. Others have no such option: FedNova and SCAFFOLD add up steps and control variates
 that fit the mean of the same clients only, of FedProto's class means there may be one alone, and FedLGD matches images to the
 mean's gradient.
+
+``privacy_epsilon`` makes a client's images differentially private (:mod:`fedstill.algorithms.protection`): its local training is
+DP-SGD (:mod:`fedstill.privacy`) with the noise for ``privacy_rounds`` rounds of E ⌈n_k / B⌉ steps, q = min(1, B / n_k). A method
+whose loss looks at no image but through FedAvg's takes the fields of :class:`Private`, and ``FedAvg.private(self)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 from torch import nn
 
+from fedstill.algorithms.protection import (
+    PrivacyClip,
+    PrivacyDelta,
+    PrivacyEpsilon,
+    PrivacyRounds,
+    Protected,
+    check_descent,
+    next_round,
+    remarks,
+    said,
+    spent,
+    told,
+    unsaid,
+)
 from fedstill.algorithms.replies import Mean, Sieve
 from fedstill.algorithms.robust import Hostile, Rule, check_rule, combine, least_models, setting_of
 from fedstill.bundle import Bundle, Group
 from fedstill.data.shard import Shard
 from fedstill.errors import InputError, RunError
 from fedstill.models.layers import BATCH_NORMS
+from fedstill.privacy import Privacy, Sampling
 from fedstill.rounds import Desk, Outcome, Reply, Site, Trained, World
 from fedstill.scores import OWN_TEST, score
 from fedstill.seeds import Seed
-from fedstill.train import Extra, Fitted, Recipe, fit
+from fedstill.train import Extra, Fitted, Penalty, Recipe, fit
 
 __all__ = [
     "BatchSize",
@@ -48,6 +67,7 @@ __all__ = [
     "FedAvg",
     "Momentum",
     "Norms",
+    "Private",
     "Rate",
     "Ruled",
     "Visit",
@@ -96,10 +116,15 @@ class Ruled(Budget, Protocol):
     def hostile(self) -> int | None: ...
 
 
+class Private(Ruled, Protected, Protocol):
+    """The same, and how private a client's training is."""
+
+
 class Visit(NamedTuple):
     """A client's training: what it sends, what it remembers, and how it went.
 
-    ``reply`` has the group ``model`` and the numbers ``examples`` and ``loss`` (mean of the last epoch).
+    ``reply`` has the group ``model`` and the numbers ``examples`` and ``loss`` (mean of the last epoch); of private training, in
+    place of the loss, ``epsilon``, ``delta`` and ``noise``.
     """
 
     reply: Bundle
@@ -120,6 +145,10 @@ class FedAvg:
     norms: Norms = "average"
     rule: Rule = "mean"
     hostile: Hostile = None
+    privacy_epsilon: PrivacyEpsilon = None
+    privacy_delta: PrivacyDelta = 1e-5
+    privacy_clip: PrivacyClip = 1.0
+    privacy_rounds: PrivacyRounds = None
 
     @classmethod
     def of(cls, method: Budget) -> FedAvg:
@@ -139,6 +168,17 @@ class FedAvg:
         """FedAvg on the budget of another method, by its rule."""
         return replace(cls.of(method), rule=method.rule, hostile=method.hostile)
 
+    @classmethod
+    def private(cls, method: Private) -> FedAvg:
+        """FedAvg on the budgets of another method, by its rule."""
+        return replace(
+            cls.ruled(method),
+            privacy_epsilon=method.privacy_epsilon,
+            privacy_delta=method.privacy_delta,
+            privacy_clip=method.privacy_clip,
+            privacy_rounds=method.privacy_rounds,
+        )
+
     @property
     def needs_replies(self) -> tuple[int, str]:
         """How many replies a round comes of at least, and by which setting."""
@@ -148,9 +188,12 @@ class FedAvg:
         """The state's ``model``: what travels.
 
         Raises:
-            InputError: norms are to be local, and the network has none; or ``rule`` and ``hostile`` do not go together.
+            InputError: norms are to be local, and the network has none; ``rule`` and ``hostile`` do not go together; or the
+                network cannot learn privately.
+            MissingExtra: it is to, and Opacus is not installed.
         """
         check_rule(self.rule, self.hostile)
+        check_descent(self)
         network = self.world.architecture.build(desk.seed.at("model"))
         own = self._own(network)
         if self.norms == "local" and not own:
@@ -170,14 +213,25 @@ class FedAvg:
         visit = self.train(inbox, site.train, memory, desk)
         return visit.reply, visit.memory
 
-    def train(self, inbox: Bundle, shard: Shard, memory: Bundle, desk: Desk, *, extra: Extra | None = None) -> Visit:
+    def train(
+        self,
+        inbox: Bundle,
+        shard: Shard,
+        memory: Bundle,
+        desk: Desk,
+        *,
+        extra: Extra | None = None,
+        penalty: Penalty | None = None,
+    ) -> Visit:
         """Train the ``model`` that arrived on ``shard``, with one more loss term where there is one.
 
         Raises:
-            RunError: ``shard`` holds no image, or training diverges.
+            RunError: ``shard`` holds no image, training diverges, or the client's budget is spent.
         """
         if len(shard) == 0:
             raise RunError("the client has no training image")
+        look = Sampling(len(shard), self.batch).look(self.epochs)
+        guarantee = next_round(self, look, images=len(shard), memory=memory)
         recipe = Recipe(epochs=self.epochs, lr=self.lr, batch=self.batch, momentum=self.momentum, decay=self.decay)
         fitted = fit(
             self.received(inbox, memory).module(),
@@ -186,13 +240,17 @@ class FedAvg:
             seed=desk.seed,
             device=desk.device,
             extra=extra,
+            penalty=penalty,
+            privacy=None if guarantee is None else Privacy(guarantee.noise, self.privacy_clip),
             progress=partial(desk.progress, "train"),
         )
         sent = inbox.groups["model"].keys()
         own = {name: tensor for name, tensor in fitted.tensors.items() if name not in sent}
+        numbers = {"loss": fitted.losses[-1]} if guarantee is None else asdict(guarantee)
+        memory = memory if guarantee is None else spent(memory, look.steps)
         return Visit(
             reply=Bundle().put(
-                {"examples": fitted.examples, "loss": fitted.losses[-1]},
+                {"examples": fitted.examples, **numbers},
                 model={name: tensor for name, tensor in fitted.tensors.items() if name in sent},
             ),
             memory=memory.put(**{_OWN_NORMS: own}) if own else memory,
@@ -218,14 +276,14 @@ class FedAvg:
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
         """Figures: with Krum each client's score ``krum``, and who was ``chosen``."""
         mean, models, clients = Mean(), dict[str, Group](), dict[str, dict[str, Any]]()
-        sieve = Sieve(replies, {"model": state.groups["model"]})
+        sieve = Sieve(replies, {"model": state.groups["model"]}, wrong=partial(unsaid, self))
         for reply in sieve:
             model = reply.bundle.groups["model"]
             if self.rule == "mean":
                 mean.add(model, reply.bundle.numbers["examples"])
             else:
                 models[reply.client] = model
-            clients[reply.client] = figures(reply.bundle)
+            clients[reply.client] = figures(reply.bundle) | told(said(self, reply.bundle))
         least, setting = self.needs_replies
         if len(clients) < least:
             why = f"{setting} needs {least} replies that can be used, and there are {len(clients)}"
@@ -239,6 +297,10 @@ class FedAvg:
         if self.norms == "local":
             return {}
         return {"global": Trained(self.world.architecture, state.groups["model"])}
+
+    def remarks(self, rounds: int) -> Sequence[str]:
+        """What a user of ``rounds`` rounds may want to know before they begin."""
+        return remarks(self, rounds)
 
     def trained_names(self, state: Bundle) -> list[str]:
         """Tensors of the state's ``model`` that training moves by gradients; the others are buffers."""

@@ -17,6 +17,9 @@ Symbols: T_l ``epochs``, T_d ``distill_steps``, T_s ``student_steps``, T_g ``glo
 Where the paper is silent, the released code's value is the default, and the field's description says [code]. Four things go
 beyond both, are off by default, and say so: ``warm_start``, ``latent_optimiser = "adam"``, ``labels = "soft"`` and
 ``prior_samples``.
+
+With a budget (``privacy_epsilon``) clients learn by DP-SGD, as FedAvg's do: the server's images are then made of private updates
+alone, and are as private as these.
 """
 
 from __future__ import annotations
@@ -31,7 +34,18 @@ import torch
 from pydantic import Field
 
 from fedstill.algorithms.averaging import FedAvg
-from fedstill.algorithms.priors import generator_of, space_of
+from fedstill.algorithms.priors import PriorClasses, class_remark, generator_of, space_of
+from fedstill.algorithms.protection import (
+    PrivacyClip,
+    PrivacyDelta,
+    PrivacyEpsilon,
+    PrivacyRounds,
+    check_descent,
+    remarks,
+    said,
+    told,
+    unsaid,
+)
 from fedstill.algorithms.replies import Sieve
 from fedstill.algorithms.union import Course, DistilledSet, global_networks, keep, soften, study, without_ruinous
 from fedstill.bundle import Bundle, Group
@@ -41,6 +55,7 @@ from fedstill.distill.canvas import Canvas, Generator, Latent, Strokes
 from fedstill.distill.health import match
 from fedstill.distill.matchers import TrajectoryMatcher, preferred_gradient
 from fedstill.errors import InputError
+from fedstill.generators.precision import Precision
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import NetworkChoice
 from fedstill.rounds import Desk, Failure, Outcome, Reply, Site, Trained, World
@@ -73,6 +88,10 @@ class FedDGM:
     batch: Annotated[int, Field(ge=1, description="images a local step [code: 256 on CIFAR-10, 32 on ImageNet]")] = 256
     momentum: Annotated[float, Field(ge=0, lt=1, description="of local SGD [code: none]")] = 0.0
     decay: Annotated[float, Field(ge=0, description="weight decay of local SGD [code: none]")] = 0.0
+    privacy_epsilon: PrivacyEpsilon = None
+    privacy_delta: PrivacyDelta = 1e-5
+    privacy_clip: PrivacyClip = 1.0
+    privacy_rounds: PrivacyRounds = None
     # the canvas
     generator: Annotated[
         str, Field(description="pixels | digits | a prior's .safetensors file | package.module:factory")
@@ -84,6 +103,13 @@ class FedDGM:
         ),
     ] = "pixels"
     truncation: Annotated[float, Field(gt=0, le=1, description="psi of the mapping network; 1 is off [paper]")] = 1.0
+    prior_classes: PriorClasses = None
+    precision: Annotated[
+        Precision, Field(description="of StyleGAN-XL's features; 16 bits are for GPUs [their code: float16]")
+    ] = "float32"
+    feature_limit: Annotated[
+        float, Field(gt=0, description="largest entry of f at the start, either side of 0 [code]")
+    ] = 10.0
     ipc: Annotated[int, Field(ge=1, description="IPC, images a class and client, for every class [paper: 10]")] = 10
     warm_start: Annotated[bool, Field(description="beyond the paper: latents start from the client's last ones")] = (
         False
@@ -114,7 +140,7 @@ class FedDGM:
     keep: Annotated[
         Literal["last", "best"], Field(description="images after the last step [paper] or of the smallest loss met")
     ] = "last"
-    chunk: Annotated[int, Field(ge=1, description="images that go through the generator at a time")] = 100
+    chunk: Annotated[int, Field(ge=1, description="images that go through the generator at a time, at most")] = 100
     # health
     retries: Annotated[int, Field(ge=0, description="further tries, with smaller steps, where matching fails")] = 1
     retry_scale: Annotated[float, Field(gt=0, lt=1, description="factor on the step sizes at each further try")] = 0.1
@@ -171,7 +197,8 @@ class FedDGM:
         return self._averaging().score(inbox, site, memory, desk)
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
-        sieve = Sieve(replies, {"model": state.groups["model"]} if self.distill_steps else {})
+        like = {"model": state.groups["model"]} if self.distill_steps else {}
+        sieve = Sieve(replies, like, wrong=partial(unsaid, self))
         arrived = {reply.client: reply.bundle for reply in sieve}
         failures = sieve.failures
         began = time.perf_counter()
@@ -187,7 +214,10 @@ class FedDGM:
         else:
             state = keep(state, [])
         figures = {
-            "clients": {done.client: done.figures(arrived[done.client]) for done in sets},
+            "clients": {
+                done.client: done.figures(arrived[done.client]) | told(said(self, arrived[done.client]))
+                for done in sets
+            },
             "loss": losses,
             "union": sum(len(done.synthetic) for done in healthy),
             "seconds": {"distil": distilled - began, "train": time.perf_counter() - distilled},
@@ -199,6 +229,11 @@ class FedDGM:
         return {SURROGATE: Trained(self.world.architecture, state.groups["model"])} | {
             name: Trained(architecture, others[name]) for name, architecture in self._architectures().items()
         }
+
+    def remarks(self, rounds: int) -> Sequence[str]:
+        """What a user of ``rounds`` rounds may want to know before they begin."""
+        named = class_remark(self.world, self.generator, self.prior_classes)
+        return (*remarks(self, rounds), *(() if named is None else (named,)))
 
     # --- steps 3 and 4: distil every client's update -------------------------------------------------------------
 
@@ -273,6 +308,7 @@ class FedDGM:
             seed=seed,
             chunk=self.chunk,
             latent=latent,
+            limit=self.feature_limit if space is None else None,
         )
 
     def _matcher(self, start: Group, target: Group, device: str) -> TrajectoryMatcher:
@@ -343,6 +379,12 @@ class FedDGM:
     def _check(self) -> None:
         """All that can be refused, before a client works."""
         self._space(self._generator())
+        check_descent(self)
+        if self.privacy_epsilon is not None and not self.distill_steps:
+            raise InputError(
+                f"algorithm.privacy_epsilon = {self.privacy_epsilon:g}: without distillation steps clients send nothing that is "
+                "made of their images; leave it out"
+            )
         for key in ("augmentation", "global_augmentation"):
             Augmentation.parse(getattr(self, key), key=f"algorithm.{key}")
         for architecture in self._architectures().values():
@@ -362,13 +404,24 @@ class FedDGM:
             batch=self.batch,
             momentum=self.momentum,
             decay=self.decay,
+            privacy_epsilon=self.privacy_epsilon,
+            privacy_delta=self.privacy_delta,
+            privacy_clip=self.privacy_clip,
+            privacy_rounds=self.privacy_rounds,
         )
 
     def _architectures(self) -> dict[str, Architecture]:
         return global_networks(self.world, self.global_models, SURROGATE)
 
     def _generator(self, device: str = "cpu") -> Generator:
-        return generator_of(self.world, self.generator, device=device, truncation=self.truncation)
+        return generator_of(
+            self.world,
+            self.generator,
+            device=device,
+            truncation=self.truncation,
+            prior_classes=self.prior_classes,
+            precision=self.precision,
+        )
 
     def _space(self, generator: Generator) -> int:
         return space_of(generator, self.generator, self.space)

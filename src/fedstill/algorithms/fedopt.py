@@ -33,6 +33,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedstill.algorithms.averaging import BatchSize, Decay, Epochs, FedAvg, Momentum, Norms, Rate
+from fedstill.algorithms.protection import PrivacyClip, PrivacyDelta, PrivacyEpsilon, PrivacyRounds, remarks
 from fedstill.algorithms.robust import Hostile, Rule
 from fedstill.bundle import Bundle
 from fedstill.rounds import Desk, Outcome, Reply, Site, Trained, World
@@ -59,16 +60,20 @@ class FedAvgM:
     norms: Norms = "average"
     rule: Rule = "mean"
     hostile: Hostile = None
+    privacy_epsilon: PrivacyEpsilon = None
+    privacy_delta: PrivacyDelta = 1e-5
+    privacy_clip: PrivacyClip = 1.0
+    privacy_rounds: PrivacyRounds = None
 
     def init(self, clients: Sequence[str], desk: Desk) -> Bundle:
-        state = FedAvg.ruled(self).init(clients, desk)
+        state = FedAvg.private(self).init(clients, desk)
         names = FedAvg.of(self).trained_names(state)
         return state.put(**{_VELOCITY: {name: torch.zeros_like(state.groups["model"][name]) for name in names}})
 
     @property
     def needs_replies(self) -> tuple[int, str]:
         """As :attr:`FedAvg.needs_replies`."""
-        return FedAvg.ruled(self).needs_replies
+        return FedAvg.private(self).needs_replies
 
     def task(self, state: Bundle) -> str | None:
         return "local"
@@ -77,13 +82,13 @@ class FedAvgM:
         return FedAvg.of(self).broadcast(state, client)
 
     def local(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> tuple[Bundle, Bundle]:
-        return FedAvg.of(self).local(inbox, site, memory, desk)
+        return FedAvg.private(self).local(inbox, site, memory, desk)
 
     def score(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> Bundle:
         return FedAvg.of(self).score(inbox, site, memory, desk)
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
-        outcome = FedAvg.ruled(self).aggregate(state, replies, desk)
+        outcome = FedAvg.private(self).aggregate(state, replies, desk)
         if outcome.withheld is not None:
             return outcome  # no step, and no momentum spent on it
         velocity, model = dict(state.groups[_VELOCITY]), dict(outcome.state.groups["model"])
@@ -96,6 +101,10 @@ class FedAvgM:
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
         return FedAvg.of(self).models(state)
+
+    def remarks(self, rounds: int) -> Sequence[str]:
+        """What a user of ``rounds`` rounds may want to know before they begin."""
+        return remarks(self, rounds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +124,13 @@ class FedAdam:
     norms: Norms = "average"
     rule: Rule = "mean"
     hostile: Hostile = None
+    privacy_epsilon: PrivacyEpsilon = None
+    privacy_delta: PrivacyDelta = 1e-5
+    privacy_clip: PrivacyClip = 1.0
+    privacy_rounds: PrivacyRounds = None
 
     def init(self, clients: Sequence[str], desk: Desk) -> Bundle:
-        state = FedAvg.ruled(self).init(clients, desk)
+        state = FedAvg.private(self).init(clients, desk)
         like = {name: state.groups["model"][name] for name in FedAvg.of(self).trained_names(state)}
         return state.put(
             **{
@@ -129,7 +142,7 @@ class FedAdam:
     @property
     def needs_replies(self) -> tuple[int, str]:
         """As :attr:`FedAvg.needs_replies`."""
-        return FedAvg.ruled(self).needs_replies
+        return FedAvg.private(self).needs_replies
 
     def task(self, state: Bundle) -> str | None:
         return "local"
@@ -138,13 +151,13 @@ class FedAdam:
         return FedAvg.of(self).broadcast(state, client)
 
     def local(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> tuple[Bundle, Bundle]:
-        return FedAvg.of(self).local(inbox, site, memory, desk)
+        return FedAvg.private(self).local(inbox, site, memory, desk)
 
     def score(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> Bundle:
         return FedAvg.of(self).score(inbox, site, memory, desk)
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
-        outcome = FedAvg.ruled(self).aggregate(state, replies, desk)
+        outcome = FedAvg.private(self).aggregate(state, replies, desk)
         if outcome.withheld is not None:
             return outcome
         first, second = dict(state.groups[_FIRST]), dict(state.groups[_SECOND])
@@ -161,6 +174,10 @@ class FedAdam:
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
         return FedAvg.of(self).models(state)
+
+    def remarks(self, rounds: int) -> Sequence[str]:
+        """What a user of ``rounds`` rounds may want to know before they begin."""
+        return remarks(self, rounds)
 
 
 def _step(start: Tensor, mean: Tensor) -> Tensor:

@@ -6,7 +6,8 @@
 Symbols: w_t ``model``, μ ``mu``, E ``epochs``, B ``batch``. The distance is over what SGD moves and the server sent: buffers are
 not in it, nor norms that stay with the client. ``momentum`` and ``decay`` are of the whole objective, the distance included.
 μ = 0 is FedAvg, to the bit. The server weighs by images, as FedAvg does; the paper draws clients with those probabilities and
-takes a plain mean, which is the same in expectation.
+takes a plain mean, which is the same in expectation. With a budget (``privacy_epsilon``) the distance's gradient is added
+after the noise, for it looks at no image.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from pydantic import Field
 from torch import Tensor
 
 from fedstill.algorithms.averaging import BatchSize, Decay, Epochs, FedAvg, Momentum, Norms, Rate
+from fedstill.algorithms.protection import PrivacyClip, PrivacyDelta, PrivacyEpsilon, PrivacyRounds, remarks
 from fedstill.algorithms.robust import Hostile, Rule
 from fedstill.bundle import Bundle, Group
 from fedstill.rounds import Desk, Outcome, Reply, Site, Trained, World
-from fedstill.train import Batch, Extra
+from fedstill.train import Penalty
 
 __all__ = ["FedProx", "proximal"]
 
@@ -45,14 +47,18 @@ class FedProx:
     norms: Norms = "average"
     rule: Rule = "mean"
     hostile: Hostile = None
+    privacy_epsilon: PrivacyEpsilon = None
+    privacy_delta: PrivacyDelta = 1e-5
+    privacy_clip: PrivacyClip = 1.0
+    privacy_rounds: PrivacyRounds = None
 
     def init(self, clients: Sequence[str], desk: Desk) -> Bundle:
-        return FedAvg.ruled(self).init(clients, desk)
+        return FedAvg.private(self).init(clients, desk)
 
     @property
     def needs_replies(self) -> tuple[int, str]:
         """As :attr:`FedAvg.needs_replies`."""
-        return FedAvg.ruled(self).needs_replies
+        return FedAvg.private(self).needs_replies
 
     def task(self, state: Bundle) -> str | None:
         return "local"
@@ -61,26 +67,30 @@ class FedProx:
         return FedAvg.of(self).broadcast(state, client)
 
     def local(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> tuple[Bundle, Bundle]:
-        extra = proximal(inbox.groups["model"], self.mu, device=desk.device)
-        visit = FedAvg.of(self).train(inbox, site.train, memory, desk, extra=extra)
+        penalty = proximal(inbox.groups["model"], self.mu, device=desk.device)
+        visit = FedAvg.private(self).train(inbox, site.train, memory, desk, penalty=penalty)
         return visit.reply, visit.memory
 
     def score(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> Bundle:
         return FedAvg.of(self).score(inbox, site, memory, desk)
 
     def aggregate(self, state: Bundle, replies: Iterable[Reply], desk: Desk) -> Outcome:
-        return FedAvg.ruled(self).aggregate(state, replies, desk)
+        return FedAvg.private(self).aggregate(state, replies, desk)
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
         return FedAvg.of(self).models(state)
 
+    def remarks(self, rounds: int) -> Sequence[str]:
+        """What a user of ``rounds`` rounds may want to know before they begin."""
+        return remarks(self, rounds)
 
-def proximal(start: Group, mu: float, *, device: str = "cpu") -> Extra:
+
+def proximal(start: Group, mu: float, *, device: str = "cpu") -> Penalty:
     """The loss term (μ / 2) ‖w − start‖² over the parameters that ``start`` holds."""
     fixed = {name: tensor.to(device) for name, tensor in start.items()}
 
-    def term(batch: Batch) -> Tensor:
-        squares = [(tensor - fixed[name]).square().sum() for name, tensor in batch.params.items() if name in fixed]
+    def term(params: Mapping[str, Tensor]) -> Tensor:
+        squares = [(tensor - fixed[name]).square().sum() for name, tensor in params.items() if name in fixed]
         return 0.5 * mu * torch.stack(squares).sum()
 
     return term

@@ -38,7 +38,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -60,9 +60,10 @@ from fedstill.algorithms.choosing import (
     shown,
     too_few,
 )
-from fedstill.algorithms.priors import generator_of, space_of
+from fedstill.algorithms.priors import PriorClasses, class_remark, generator_of, space_of
+from fedstill.algorithms.protection import PrivacyClip, PrivacyDelta, remark, told
 from fedstill.algorithms.replies import Sieve
-from fedstill.algorithms.sending import check_privacy, make, privacy_remark, read
+from fedstill.algorithms.sending import check_privacy, make, read
 from fedstill.algorithms.union import Course as Lesson
 from fedstill.algorithms.union import DistilledSet, global_networks, join_sets, keep, study, without_ruinous
 from fedstill.bundle import Bundle
@@ -111,6 +112,7 @@ class OneShot:
         Annotated[int, Field(ge=0)] | Literal["pixels"],
         Field(description="latent space of the generator that images are distilled in; pixels: the deepest [report]"),
     ] = "pixels"
+    prior_classes: PriorClasses = None
     start: Annotated[
         Start | Literal["draw"],
         Field(description="real images [report], means of them, noise, class statistics; draw: the generator's own"),
@@ -154,10 +156,8 @@ class OneShot:
         float | None,
         Field(gt=0, le=1000, description="budget of all experts of a client together, by DP-SGD; none: not private"),
     ] = None
-    privacy_delta: Annotated[
-        float, Field(gt=0, lt=1, description="for which epsilon is told; below 1 / a client's images")
-    ] = 1e-5
-    privacy_clip: Annotated[float, Field(gt=0, description="largest norm of an image's gradient in DP-SGD")] = 1.0
+    privacy_delta: PrivacyDelta = 1e-5
+    privacy_clip: PrivacyClip = 1.0
     quantise: Annotated[bool, Field(description="images as bytes: clipped, rounded, a quarter of the size")] = False
     # the server
     global_epochs: Annotated[int, Field(ge=1, description="epochs on the union [MTT's code]")] = 1000
@@ -240,8 +240,7 @@ class OneShot:
             clients[reply.client] = done.figures(reply.bundle) | {"synthetic": len(done.synthetic), "rate": rate}
             if course is not None:
                 clients[reply.client] |= course.figures()
-            if spent is not None:
-                clients[reply.client]["privacy"] = asdict(spent)
+            clients[reply.client] |= told(spent)
             if self.drop_ill and done.sick is not None:
                 failures.append(Failure(reply.client, done.sick))
             else:
@@ -282,7 +281,8 @@ class OneShot:
     def remarks(self, rounds: int) -> Sequence[str]:
         """What a user of ``rounds`` rounds may want to know before they begin."""
         searched = too_few(rounds, self.trials, self.at_once) if self.search == "clients" else None
-        return tuple(each for each in (searched, privacy_remark(self)) if each is not None)
+        named = class_remark(self.world, self.generator, self.prior_classes)
+        return tuple(each for each in (searched, remark(self), named) if each is not None)
 
     @property
     def needs_validation(self) -> str | None:
@@ -402,7 +402,7 @@ class OneShot:
                     else f"images of the prior '{self.generator}' begin where it draws them; use start = 'draw'"
                 )
             )
-        space_of(generator_of(self.world, self.generator), self.generator, self.space)
+        space_of(generator_of(self.world, self.generator, prior_classes=self.prior_classes), self.generator, self.space)
         for name, architecture in self._all().items():
             if name != GLOBAL:
                 architecture.check()

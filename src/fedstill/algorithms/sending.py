@@ -11,7 +11,6 @@ validation images. So what is distilled is as private as the experts are, howeve
 
 from __future__ import annotations
 
-import math
 import shutil
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from fedstill.algorithms.priors import generator_of, space_of
+from fedstill.algorithms.protection import check_gradients, guarantee, said
 from fedstill.algorithms.sharing import received
 from fedstill.algorithms.union import DistilledSet
 from fedstill.bundle import Bundle, Group
@@ -33,7 +33,7 @@ from fedstill.distill.node import judged, tend
 from fedstill.distill.virtual import begin
 from fedstill.errors import InputError, RunError
 from fedstill.generators.pixels import Pixels
-from fedstill.privacy import Guarantee, Privacy, Sampling, check_network, epsilon_of, noise_for
+from fedstill.privacy import Guarantee, Privacy, Sampling
 from fedstill.rounds import Desk, Reply, Site
 from fedstill.seeds import Seed
 from fedstill.train import Recipe
@@ -41,7 +41,7 @@ from fedstill.train import Recipe
 if TYPE_CHECKING:
     from fedstill.algorithms.oneshot import OneShot
 
-__all__ = ["Arrived", "check_privacy", "make", "privacy_remark", "read"]
+__all__ = ["Arrived", "check_privacy", "make", "read"]
 
 LARGEST_RATE = 1e3
 """Of a student's step size that arrives: clients' mean α may be what the union is trained with."""
@@ -64,7 +64,7 @@ def make(method: OneShot, site: Site, desk: Desk) -> Bundle:
     """
     if len(site.train) == 0:
         raise RunError("the client has no training image")
-    spent = _guarantee(method, len(site.train))
+    spent = _spent(method, len(site.train))
     canvas, course = _distilled(
         method, site, desk, None if spent is None else Privacy(spent.noise, method.privacy_clip)
     )
@@ -88,7 +88,7 @@ def read(method: OneShot, reply: Reply) -> Arrived:
         raise InputError(f"its student's step size is {rate}, which trains nothing")
     if not len(synthetic):
         raise InputError("its synthetic set is empty")
-    spent = _spent(method, bundle)
+    spent = said(method, bundle)
     if not method.distill_steps:
         return Arrived(DistilledSet(reply.client, synthetic, {}, None), rate, None, spent)
     course = _course(method, bundle.groups.get("statistics", {}))
@@ -138,54 +138,17 @@ def check_privacy(method: OneShot) -> None:
             f"algorithm.start = '{method.start}': images that begin from real ones are not private, whatever the noise; with "
             f"{place} use algorithm.start = 'noise' or, with a prior, 'draw'"
         )
-    architecture = method.world.architecture
-    shape = (architecture.channels, *architecture.size)
-    check_network(architecture.build(Seed(("check",))), shape, key=architecture.key)
+    check_gradients(method.world.architecture)
 
 
-def privacy_remark(method: OneShot) -> str | None:
-    """What a user should know of the budget before a run begins; None without one."""
-    if method.privacy_epsilon is None:
-        return None
-    return (
-        f"epsilon = {method.privacy_epsilon:g} covers each client's training images, not its validation images, its classes or "
-        "its number of images; the noise comes of the run's seed, and who knows that can take it off"
-    )
-
-
-# --- privacy -----------------------------------------------------------------------------------------------------------
-
-
-def _guarantee(method: OneShot, images: int) -> Guarantee | None:
+def _spent(method: OneShot, images: int) -> Guarantee | None:
     """What the experts of a client with so many images spend; None without a budget."""
     if method.privacy_epsilon is None:
         return None
-    delta = method.privacy_delta
-    if delta * images >= 1:
-        raise RunError(
-            f"algorithm.privacy_delta = {delta:g} allows one of the client's {images} images to be shown: set it below "
-            f"{1 / images:.1g}"
-        )
-    sampling = Sampling(images, method.expert_batch)
-    steps = method.experts * method.expert_epochs * sampling.steps
-    noise = noise_for(method.privacy_epsilon, rate=sampling.rate, steps=steps, delta=delta)
-    return Guarantee(epsilon_of(noise=noise, rate=sampling.rate, steps=steps, delta=delta), delta, noise)
-
-
-def _spent(method: OneShot, bundle: Bundle) -> Guarantee | None:
-    """What a stranger says that it spent."""
-    if method.privacy_epsilon is None:
-        return None
-    said = [bundle.numbers.get(name, math.nan) for name in ("epsilon", "delta", "noise")]
-    if not all(0 < number < math.inf for number in said):
-        raise InputError("its reply does not say how private it is: epsilon, delta and noise are due, each above 0")
-    spent = Guarantee(*said)
-    if spent.epsilon > method.privacy_epsilon or spent.delta > method.privacy_delta:
-        raise InputError(
-            f"it says that it spent epsilon = {spent.epsilon:g} at delta = {spent.delta:g}, which is beyond "
-            f"algorithm.privacy_epsilon = {method.privacy_epsilon:g} at algorithm.privacy_delta = {method.privacy_delta:g}"
-        )
-    return spent
+    look = Sampling(images, method.expert_batch).look(method.experts * method.expert_epochs)
+    return guarantee(
+        method.privacy_epsilon, method.privacy_delta, look, images=images, steps=look.steps, lasting=look.steps
+    )
 
 
 # --- the images --------------------------------------------------------------------------------------------------------
@@ -250,7 +213,7 @@ def _canvas(method: OneShot, real: Shard, desk: Desk, scale: float) -> Canvas:
     strokes = Strokes(method.lr_images * scale, method.lr_styles * scale, method.lr_rate, method.image_momentum)
     generator: Generator
     if method.start == "draw":
-        generator = generator_of(method.world, method.generator, device=device)
+        generator = generator_of(method.world, method.generator, device=device, prior_classes=method.prior_classes)
         labels = torch.tensor(held).repeat_interleave(method.ipc).to(device)
         latent = None
     else:

@@ -30,11 +30,12 @@ A client sends images of the classes of which it has ``least`` real ones, float3
 image is enough, and a batch is never filled up. A client with no such class sends an empty set and is no failure.
 
 Privacy. What is sent are images, and images may show what they were made from; a start from real ones (``start = "real"``) makes
-it likely. ``noise_multiplier`` above 0 lets the client see its images through a Gaussian mechanism alone. The paper has such a
-mechanism too; that it acts on clipped features, from which all else follows, is our choice.
-:mod:`fedstill.distill.distribution` says what it guarantees and what it does not. A round's figures then hold the guarantee so
-far of a client that was in every round, and no matching losses, for each is one more look at the images. The numbers of images
-(``examples``), the classes, and validation scores are not covered.
+it likely. With a budget (``privacy_epsilon``, to last ``privacy_rounds`` rounds: :mod:`fedstill.algorithms.protection`) the
+client sees its images through a Gaussian mechanism alone; ``privacy_noise`` gives that mechanism's σ instead, and ε is what comes
+of it. The paper has such a mechanism too; that it acts on clipped features, from which all else follows, is our choice.
+:mod:`fedstill.distill.distribution` says what it guarantees and what it does not. A client then tells what it has spent so far,
+and sends no matching losses, for each is one more look at the images. The numbers of images (``examples``), the classes, and
+validation scores are not covered.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -51,6 +52,18 @@ from pydantic import Field
 from torch import Tensor
 
 from fedstill.algorithms.averaging import FedAvg
+from fedstill.algorithms.protection import (
+    PrivacyDelta,
+    PrivacyRounds,
+    check_rounds,
+    claimed,
+    next_round,
+    remarks,
+    said,
+    so_far,
+    spent,
+    told,
+)
 from fedstill.algorithms.replies import Sieve
 from fedstill.algorithms.union import Course, DistilledSet, global_networks, keep, study, without_ruinous
 from fedstill.bundle import Bundle, Group
@@ -64,8 +77,6 @@ from fedstill.distill.distribution import (
     Networks,
     Noise,
     draw_near,
-    epsilon,
-    zcdp,
 )
 from fedstill.distill.health import Health
 from fedstill.distill.virtual import some_rows
@@ -73,6 +84,7 @@ from fedstill.errors import InputError, RunError
 from fedstill.generators.pixels import Pixels
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import NetworkChoice
+from fedstill.privacy import Guarantee, check_installed
 from fedstill.rounds import Desk, Failure, Outcome, Reply, Site, Trained, World
 from fedstill.train import Recipe
 
@@ -115,13 +127,22 @@ class FedDM:
     lr_images: Annotated[float, Field(gt=0, description="eta, step size of pixels [paper]")] = 1.0
     image_momentum: Annotated[float, Field(ge=0, lt=1, description="of SGD on pixels [FedDGM's run]")] = 0.5
     # differential privacy
-    noise_multiplier: Annotated[
-        float, Field(ge=0, description="sigma, noise on what real images give, in units of clip; 0 is off")
+    privacy_epsilon: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1000,
+            description="budget of all rounds of a client together, by noise in matching; none: no budget",
+        ),
+    ] = None
+    privacy_noise: Annotated[
+        float, Field(ge=0, description="sigma, that noise itself in units of privacy_clip, without a budget; 0 is off")
     ] = 0.0
-    clip: Annotated[
+    privacy_clip: Annotated[
         float | None, Field(gt=0, description="C, largest norm of an image's features; needed with noise")
     ] = None
-    delta: Annotated[float, Field(gt=0, lt=1, description="for which epsilon is told")] = 1e-5
+    privacy_delta: PrivacyDelta = 1e-5
+    privacy_rounds: PrivacyRounds = None
     # the server
     global_epochs: Annotated[int, Field(ge=1, description="E, epochs on the union [paper; FedDGM's run: 1000]")] = 500
     global_lr: Annotated[float, Field(gt=0, description="step size on the union [paper, not verified]")] = 0.01
@@ -166,8 +187,13 @@ class FedDM:
             batch=self.real_batch,
             augmentation=Augmentation.parse(self.augmentation, key="algorithm.augmentation"),
             logits=self.logits,
-            noise=self._noise(),
         )
+        guarantee = self._guarantee(matcher, classes, memory)
+        if guarantee is not None:
+            assert self.privacy_clip is not None  # as it was checked
+            matcher = replace(matcher, noise=Noise(self.privacy_clip, guarantee.noise))
+            numbers |= asdict(guarantee)
+            memory = spent(memory, self.match_steps)
         progress = partial(desk.progress, "distil")
         health = draw_near(canvas, matcher, steps=self.match_steps, seed=desk.seed.at("match"), progress=progress)
         if health is not None:
@@ -186,11 +212,12 @@ class FedDM:
         for reply in sieve:
             try:
                 synthetic = received(reply.bundle.groups.get("synthetic", {}), self.world, ipc=self.ipc)
+                guarantee = self._said(reply.bundle) if len(synthetic) else None
             except InputError as error:
                 failures.append(Failure(reply.client, str(error)))
                 continue
             done = DistilledSet(reply.client, synthetic, {}, _health(reply.bundle.numbers, synthetic))
-            clients[reply.client] = done.figures(reply.bundle) | {"synthetic": len(synthetic)}
+            clients[reply.client] = done.figures(reply.bundle) | {"synthetic": len(synthetic)} | told(guarantee)
             if len(synthetic):
                 sets.append(done)
         arrived = time.perf_counter()
@@ -206,11 +233,12 @@ class FedDM:
             state = keep(state, [])
         figures |= {"clients": clients, "union": sum(line["synthetic"] for line in clients.values())}
         figures["moved"] = self._distance(before, state.groups["model"])
-        if self.noise_multiplier:
-            rho = state.numbers.get("round", 1) * zcdp(self.match_steps, self.noise_multiplier)
-            figures["privacy"] = {"zcdp": rho, "epsilon": epsilon(rho, self.delta), "delta": self.delta}
         figures["seconds"] = {"train": time.perf_counter() - arrived}
         return Outcome(state, figures, [*sieve.failures, *failures])
+
+    def remarks(self, rounds: int) -> Sequence[str]:
+        """What a user of ``rounds`` rounds may want to know before they begin."""
+        return remarks(self, rounds)
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
         others = state.members("model")
@@ -246,8 +274,12 @@ class FedDM:
         centre = Trained(self.world.architecture, inbox.groups["model"]).module().to(device)
         return NearbyNetworks(centre, self.radius)
 
-    def _noise(self) -> Noise | None:
-        return None if self.clip is None or self.noise_multiplier == 0 else Noise(self.clip, self.noise_multiplier)
+    def _guarantee(self, matcher: DistributionMatcher, classes: Sequence[int], memory: Bundle) -> Guarantee | None:
+        """What the client will have spent after this round; None where nothing is to be private."""
+        look, images = matcher.look(classes, self.match_steps), len(matcher.real)
+        if not self.privacy_noise:
+            return next_round(self, look, images=images, memory=memory)
+        return so_far(self.privacy_noise, self.privacy_delta, look, images=images, memory=memory)
 
     # --- the server ----------------------------------------------------------------------------------------------
 
@@ -284,6 +316,14 @@ class FedDM:
         names = self._averaging().trained_names(Bundle().put(model=before))
         return math.sqrt(sum((after[name].double() - before[name].double()).square().sum().item() for name in names))
 
+    def _said(self, reply: Bundle) -> Guarantee | None:
+        """What a stranger says that it has spent.
+
+        Raises:
+            InputError: it does not say it, or went beyond the budget.
+        """
+        return claimed(reply) if self.privacy_noise else said(self, reply)
+
     # --- parts ---------------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
@@ -294,12 +334,26 @@ class FedDM:
             architecture.check()
         if self.networks != "ball":
             FreshNetworks(self.world.architecture).check()
-        if self.noise_multiplier and self.clip is None:
+        self._check_privacy()
+
+    def _check_privacy(self) -> None:
+        check_rounds(self)
+        if self.privacy_epsilon is None and not self.privacy_noise:
+            return
+        check_installed()
+        if self.privacy_epsilon is not None and self.privacy_noise:
             raise InputError(
-                f"algorithm.noise_multiplier = {self.noise_multiplier}: noise is in units of the clipping norm; "
-                "set algorithm.clip"
+                f"algorithm.privacy_epsilon = {self.privacy_epsilon:g}: the noise is found for it, and algorithm.privacy_noise = "
+                f"{self.privacy_noise:g} sets another; leave one of them out"
             )
-        if self.noise_multiplier and self.start == "real":
+        place = (
+            f"algorithm.privacy_noise = {self.privacy_noise:g}"
+            if self.privacy_noise
+            else f"algorithm.privacy_epsilon = {self.privacy_epsilon:g}"
+        )
+        if self.privacy_clip is None:
+            raise InputError(f"{place}: noise is in units of the clipping norm; set algorithm.privacy_clip")
+        if self.start == "real":
             raise InputError(
                 "algorithm.start = 'real': images that start from real ones are not private, whatever the noise; "
                 "use algorithm.start = 'noise'"

@@ -7,6 +7,7 @@ models.py        predict, export
 priors.py        prior train, prior sample
 inspection.py    data inspect, list, report, check
 evaluation.py    evaluate
+auditing.py      audit
 pack.py          pack
 watch.py         watch
 federation.py    server, client
@@ -28,6 +29,7 @@ import typer
 
 import fedstill
 from fedstill.cli import (
+    auditing,
     certs,
     evaluation,
     experiments,
@@ -65,6 +67,7 @@ app.command("demo")(experiments.demo)
 app.command("predict")(models.predict)
 app.command("export")(models.export)
 app.command("evaluate")(evaluation.evaluate)
+app.command("audit")(auditing.audit)
 app.command("pack")(pack.pack)
 app.command("report")(inspection.report)
 app.command("watch")(watching.watch)

@@ -69,6 +69,9 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the run would cost, and do not start it.")
     ] = False,
+    keep_messages: Annotated[
+        bool, typer.Option("--keep-messages", help="Keep every message to and from clients, for 'fedstill audit'.")
+    ] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out and count them.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run that the folder holds.")] = False,
 ) -> None:
@@ -83,6 +86,8 @@ def run(
         "engine.workers": workers,
         "engine.device": device,
     }
+    if keep_messages:
+        given["output.keep_messages"] = "true"
     if skip_bad:
         given["data.skip_bad"] = "true"
     experiment = Experiment.read(file, [*(settings or ()), *overrides_of(given)])

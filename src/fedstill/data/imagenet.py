@@ -4,95 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
 from fedstill.data.images import find_images
 from fedstill.data.settings import DataSettings, existing, place
 from fedstill.data.sources import Raw, Rows
+from fedstill.data.subsets import SUBSETS
 from fedstill.errors import InputError, unknown
 
-__all__ = ["SUBSETS", "imagenet"]
-
-SUBSETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {
-        "immeow": {
-            "n02123045": "tabby",
-            "n02123159": "tiger cat",
-            "n02123394": "Persian cat",
-            "n02123597": "Siamese cat",
-            "n02124075": "Egyptian cat",
-            "n02129165": "lion",
-            "n02129604": "tiger",
-            "n02128925": "jaguar",
-            "n02128757": "snow leopard",
-            "n02127052": "lynx",
-        },
-        "imwoof": {
-            "n02096294": "Australian terrier",
-            "n02093754": "Border terrier",
-            "n02111889": "Samoyed",
-            "n02088364": "beagle",
-            "n02086240": "Shih-Tzu",
-            "n02089973": "English foxhound",
-            "n02087394": "Rhodesian ridgeback",
-            "n02115641": "dingo",
-            "n02099601": "golden retriever",
-            "n02105641": "Old English sheepdog",
-        },
-        "imfruit": {
-            "n07753275": "pineapple",
-            "n07753592": "banana",
-            "n07745940": "strawberry",
-            "n07747607": "orange",
-            "n07749582": "lemon",
-            "n07768694": "pomegranate",
-            "n07753113": "fig",
-            "n07720875": "bell pepper",
-            "n07718472": "cucumber",
-            "n07742313": "Granny Smith",
-        },
-        "imfood": {
-            "n07697313": "cheeseburger",
-            "n07697537": "hot dog",
-            "n07695742": "pretzel",
-            "n07873807": "pizza",
-            "n07684084": "French loaf",
-            "n07614500": "ice cream",
-            "n07583066": "guacamole",
-            "n07831146": "carbonara",
-            "n07693725": "bagel",
-            "n07613480": "trifle",
-        },
-        "immisc": {
-            "n09229709": "bubble",
-            "n03935335": "piggy bank",
-            "n06874185": "traffic light",
-            "n03065424": "coil",
-            "n03617480": "kimono",
-            "n02992211": "cello",
-            "n03075370": "combination lock",
-            "n04486054": "triumphal arch",
-            "n03388043": "fountain",
-            "n07716906": "spaghetti squash",
-        },
-        "imagenette": {
-            "n01440764": "tench",
-            "n02102040": "English springer",
-            "n02979186": "cassette player",
-            "n03000684": "chain saw",
-            "n03028079": "church",
-            "n03394916": "French horn",
-            "n03417042": "garbage truck",
-            "n03425413": "gas pump",
-            "n03445777": "golf ball",
-            "n03888257": "parachute",
-        },
-    }
-)
-"""WordNet id → class name. Five are in the order of FedDGM's lists (Jia et al., ECCV 2024), whose "Bengal" is the tiger cat;
-imagenette is fast.ai's."""
+__all__ = ["imagenet"]
 
 _WANTED = "an ImageNet folder with train and val, each with a folder a class, named by WordNet id"
 

@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedstill.data import originals
-from fedstill.data.imagenet import SUBSETS, imagenet
+from fedstill.data.imagenet import imagenet
 from fedstill.data.images import Form, Picture, decode
 from fedstill.data.readers import folder
 from fedstill.data.settings import DataSettings
 from fedstill.data.sources import Raw, Rows
+from fedstill.data.subsets import SUBSETS
 from fedstill.errors import InputError, unknown
 from fedstill.files import aside, sweep, write_json
 

@@ -69,7 +69,7 @@ class Federation:
             raise InputError(
                 "data.classes is missing: sites find their classes by name, so a federation's experiment lists all of them"
             )
-        for key in ("privacy_epsilon", "noise_multiplier"):
+        for key in ("privacy_epsilon", "privacy_noise"):
             if getattr(method.options, key, None):
                 raise InputError(
                     f"algorithm.{key}: its noise comes from the run's seed, which a federation's server knows and could take it "

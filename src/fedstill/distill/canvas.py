@@ -19,9 +19,12 @@ from torch import Tensor
 
 from fedstill.bundle import Bundle, Group
 from fedstill.data.shard import Normalisation, Shard
+from fedstill.generators.pixels import at_a_time
 from fedstill.seeds import Seed
 
 __all__ = ["Canvas", "Generator", "Latent", "Matcher", "Pull", "Step", "Strokes", "distill"]
+
+_INFINITE = 5.0  # what an infinite feature starts from [FedDGM's released code]
 
 Latent = Mapping[str, Tensor]
 """``"f"``: feature map [n, c, h, w] at some space; ``"w"``: style vectors [n, k, d] of the layers still ahead, if any."""
@@ -32,6 +35,8 @@ class Generator(Protocol):
 
     Attributes:
         depth: the spaces are F0 … F_depth; at F_depth a latent is the image itself.
+
+    It may have a ``chunk``: the most images it takes at a time, for the memory that its graph needs.
     """
 
     depth: int
@@ -118,13 +123,13 @@ class Canvas:
         rate: float,
         chunk: int = 100,
     ) -> None:
-        """``chunk`` images go through the generator at a time: memory is one chunk's graph."""
+        """``chunk`` images at most go through the generator at a time: memory is one chunk's graph."""
         self.generator = generator
         self.space = space
         self.labels = labels
         self.normalisation = normalisation.to(labels.device)
         self.strokes = strokes
-        self.chunk = chunk
+        self.chunk = at_a_time(generator, chunk)
         self._latent = {name: tensor.detach().clone().requires_grad_() for name, tensor in latent.items()}
         self._rate = torch.tensor(rate, dtype=torch.float64)
         self._optimisers = self._make_optimisers()
@@ -142,13 +147,20 @@ class Canvas:
         seed: Seed,
         chunk: int = 100,
         latent: Latent | None = None,
+        limit: float | None = None,
     ) -> Canvas:
-        """Fresh latents from the prior, lifted to ``space``; or ``latent``, where there is one to start from."""
+        """Fresh latents from the prior, lifted to ``space``; or ``latent``, where there is one to start from.
+
+        With a ``limit``, fresh features lie within ± it: what is no number becomes 0, what is infinite ± 5, and the rest is cut.
+        """
         if latent is None:
             with torch.no_grad():
                 start = generator.draw(labels, seed)
-                parts = [generator.lift(part, space) for part in _split(start, chunk)]
+                parts = [generator.lift(part, space) for part in _split(start, at_a_time(generator, chunk))]
             latent = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            if limit is not None:
+                tame = torch.nan_to_num(latent["f"], nan=0.0, posinf=_INFINITE, neginf=-_INFINITE).clamp(-limit, limit)
+                latent["f"] = tame
         return cls(
             generator, space, latent, labels, normalisation=normalisation, strokes=strokes, rate=rate, chunk=chunk
         )

@@ -20,10 +20,21 @@ With ``noise``, the real images are looked at through one Gaussian mechanism a c
     ψ(x) ← ψ(x) min(1, C / ‖ψ(x)‖)        for real and synthetic images alike
     mean over B_k ← ( Σ_{x ∈ B_k} ψ(A_k(x)) + N(0, σ² C² I) ) / min(batch, n_k)
 
-where each of the n_k real images of the class joins B_k by itself with probability min(1, batch / n_k). Symbols: C ``clip``,
-σ ``multiplier``. An image is in one class, so T steps are ρ-zCDP with ρ = T / (2σ²) (Bun and Steinke 2016, Proposition 1.6,
-composed) between data sets of which one image's ψ is or is not replaced by zero. Everything computed from these means is as
-private as they are. This is an upper bound: that sampling makes it smaller is not counted. What it does not cover:
+where each of the n_k real images of the class joins B_k by itself with probability q_k = min(1, batch / n_k). Symbols: C
+``clip``, σ ``multiplier``. Between two data sets of which one image's ψ is or is not replaced by zero, all that T steps give is
+as private as T steps of DP-SGD with noise σ and sampling rate q = max_k q_k (:meth:`DistributionMatcher.look`), which is what
+:func:`fedstill.privacy.epsilon_of` tells of:
+
+1.  The image x that differs is in one class, k(x), of which n_k(x), and so q_k(x) and the divisor, are the same in both sets.
+2.  Step t draws ψ and A_k from the seed, without a look at images; ψ may also hang on what earlier steps and rounds gave. Given
+    all that, the sums of the other classes have the same distribution in both sets and are independent of that of k(x): they
+    tell the two sets apart no better than nothing. Classes compose in parallel.
+3.  Given the same, the sum of k(x) is a sum of vectors of length C at most over a Poisson sample of rate q_k(x), plus
+    N(0, σ² C² I): the sampled Gaussian mechanism (Mironov, Talwar and Zhang 2019). Its Rényi divergences grow with the rate, so
+    they are at most those at q.
+4.  Steps compose adaptively: the divergences add up over T (Mironov, CSF 2017, Proposition 1).
+
+Everything computed from these means is as private as they are. What it does not cover:
 
 * n_k itself, which classes there are, and their number of images;
 * what else is taken from the real images: a start from real images, :meth:`DistributionMatcher.loss`;
@@ -36,7 +47,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -52,6 +63,7 @@ from fedstill.distill.health import Health, descend
 from fedstill.errors import InputError
 from fedstill.models.architecture import Architecture, Network
 from fedstill.models.layers import BATCH_NORMS, best_layout
+from fedstill.privacy import Look, Sampling
 from fedstill.seeds import Seed
 
 __all__ = [
@@ -61,9 +73,7 @@ __all__ = [
     "Networks",
     "Noise",
     "draw_near",
-    "epsilon",
     "has_batch_norm",
-    "zcdp",
 ]
 
 _CPU_CHUNK, _DEVICE_CHUNK = 32, 1024
@@ -187,6 +197,10 @@ class DistributionMatcher:
     noise: Noise | None = None
     chunk: int | None = None
 
+    def look(self, classes: Iterable[int], steps: int) -> Look:
+        """How ``steps`` steps with noise look at the real images of ``classes``, one at least: at the worst class's rate."""
+        return Look(max(Sampling(len(self._real[k]), self.batch).rate for k in classes), steps)
+
     def pull(
         self,
         images: Float[Tensor, "n c h w"],
@@ -267,7 +281,7 @@ class DistributionMatcher:
         if self.noise is None:
             chosen = torch.randperm(len(rows), generator=generator)[: self.batch]
         else:
-            chosen = (torch.rand(len(rows), generator=generator) < self.batch / len(rows)).nonzero().flatten()
+            chosen = Sampling(len(rows), self.batch).draw(generator)
         return rows[chosen.to(rows.device)]
 
     def _vectors(self, network: Network, inputs: Tensor) -> Float[Tensor, "n d"]:
@@ -315,16 +329,6 @@ def draw_near(
         RunError: the loss is no longer finite.
     """
     return descend(canvas, matcher, steps=steps, seed=seed, measured=matcher.noise is None, progress=progress)
-
-
-def zcdp(steps: int, multiplier: float) -> float:
-    """ρ of that many noisy steps: T / (2σ²)."""
-    return steps / (2 * multiplier**2)
-
-
-def epsilon(rho: float, delta: float) -> float:
-    """ε for which ρ-zCDP implies (ε, δ)-differential privacy (Bun and Steinke 2016, Proposition 1.3)."""
-    return rho + 2 * math.sqrt(rho * math.log(1 / delta))
 
 
 def _rows(labels: Shaped[Tensor, "n *classes"]) -> dict[int, Tensor]:

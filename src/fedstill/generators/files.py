@@ -1,15 +1,15 @@
 """Priors as files: safetensors whose metadata says all that is needed to rebuild and to judge them.
 
-Nothing is unpickled. The metadata holds one JSON object under ``fedstill``: ``format``, ``version``, ``options`` (of
-:class:`~fedstill.generators.style.StyleOptions`) and ``card`` (class names, what it was trained on, the recipe).
+Nothing is unpickled. The metadata holds one JSON object under ``fedstill``: ``format``, ``version``, ``network`` (from version 2
+on; ``style`` before), ``options`` (of that network) and ``card`` (class names, what it was trained on, the recipe).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -20,53 +20,102 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedstill.errors import InputError, RunError
+from fedstill.errors import InputError, RunError, printable
 from fedstill.files import write_bytes
 from fedstill.generators import PRIORS
 from fedstill.generators.style import StyleGenerator, StyleOptions
+from fedstill.generators.stylegan_xl import StyleGANXL
+from fedstill.generators.xl_options import XLOptions
 
-__all__ = ["load_prior", "prior_hash", "read_card", "save_prior"]
+__all__ = ["XL", "Prior", "described", "load_prior", "prior_hash", "read_card", "rebuilt", "save_prior"]
 
 _FORMAT = "fedstill.prior"
-_VERSION = 1
+_VERSION = 2
+_MOST_HEAD = 100 * 10**6  # as safetensors has it
 _KEY = "fedstill"
+_STYLE, XL = "style", "stylegan-xl"
+
+Prior = StyleGenerator | StyleGANXL
 
 
-def save_prior(path: Path, generator: StyleGenerator, card: Mapping[str, Any], *, half: bool = True) -> None:
+def save_prior(path: Path, generator: Prior, card: Mapping[str, Any], *, half: bool = True) -> None:
     """Write ``generator`` and its ``card`` (JSON values) to ``path``, whole or not at all.
 
-    ``half`` stores float16: half the size, and images that differ by about one of 256 grey levels at most.
+    ``half`` stores what was learned as float16: half the size, and images that differ by about one of 256 grey levels at
+    most. Filters and running means stay as they are.
 
     Raises:
         RunError: a weight leaves float16's range, or the file cannot be written.
     """
-    dtype = torch.float16 if half else torch.float32
-    tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in generator.state_dict().items()}
+    learned = {name for name, _ in generator.named_parameters()} if half else set()
+    tensors = {
+        name: tensor.detach().cpu().to(torch.float16 if name in learned else torch.float32).contiguous()
+        for name, tensor in generator.state_dict().items()
+    }
     if not _finite(tensors):
         raise RunError(
             f"{path} is not written: a weight is not finite, or too large for half precision; set half = false"
         )
-    head = {"format": _FORMAT, "version": _VERSION, "options": asdict(generator.options), "card": dict(card)}
+    # an older fedstill reads version 1, and a style prior is nothing else
+    about = {"version": 1} if isinstance(generator, StyleGenerator) else {"version": _VERSION, "network": XL}
+    head = {"format": _FORMAT, **about, "options": asdict(generator.options), "card": dict(card)}
     write_bytes(path, save(tensors, {_KEY: json.dumps(head, allow_nan=False)}))
 
 
-def load_prior(path_or_name: str | Path, *, truncation: float = 1.0) -> StyleGenerator:
+def load_prior(path_or_name: str | Path, *, truncation: float = 1.0, classes: Sequence[int] | None = None) -> Prior:
     """A frozen generator in float32 on the CPU, from a file or a shipped prior's name.
 
+    Args:
+        path_or_name: the file, or the name.
+        truncation: ψ of its mapping network; 1 switches it off.
+        classes: numbers of the classes that it is to have, which are then counted from 0; None: all.
+
     Raises:
-        InputError: the file is missing, damaged, no prior, of a newer format, or its weights are not finite.
+        InputError: the file is missing, damaged, no prior, of a newer format, its weights are not finite, or it has no such
+            class.
     """
     content, source = _content(path_or_name)
     head = _head(content, source)
-    options = _options(head, source)
+    options = described(head, source)
     try:
         tensors = {name: tensor.float() for name, tensor in load(content).items()}
     except SafetensorError as error:
         raise InputError(f"{source} is damaged ({error}): fetch or train it again") from error
+    whole = rebuilt(options, tensors, source, truncation=truncation)
+    return whole if classes is None else _reduced(whole, classes, source)
+
+
+def _reduced(prior: Prior, classes: Sequence[int], source: str) -> Prior:
+    """The prior of these classes alone: what it holds of a class is a row of two tables."""
+    known = prior.classes or 0
+    if beyond := [number for number in classes if not 0 <= number < known]:
+        has = f"classes 0 to {known - 1}" if known else "no classes"
+        raise InputError(f"{source} has {has}, and class {beyond[0]} is asked for: choose others, or another prior")
+    rows = torch.tensor(classes)
+    tables = {name: prior.state_dict()[name][rows] for name in ("mapping.embedding.weight", "centres")}
+    if isinstance(prior, StyleGANXL):
+        options: StyleOptions | XLOptions = replace(prior.options, classes=len(classes), class_rows=len(classes))
+    else:
+        options = replace(prior.options, classes=len(classes))
+    return rebuilt(options, {**prior.state_dict(), **tables}, source, truncation=prior.truncation)
+
+
+def rebuilt(
+    options: StyleOptions | XLOptions, tensors: Mapping[str, Tensor], source: str, *, truncation: float = 1.0
+) -> Prior:
+    """The frozen generator of ``options`` with these float32 weights; ``source`` is quoted in errors.
+
+    Raises:
+        InputError: weights are missing, too many, of other shapes, or not finite.
+    """
     if not _finite(tensors):
         raise InputError(f"{source} holds weights that are not finite: fetch or train it again")
     with torch.device("meta"):  # no memory is taken for what the file may only claim
-        generator = StyleGenerator(options, truncation=truncation)
+        generator: Prior = (
+            StyleGANXL(options, truncation=truncation)
+            if isinstance(options, XLOptions)
+            else StyleGenerator(options, truncation=truncation)
+        )
     _check_shapes(generator.state_dict(), tensors, source)
     generator.load_state_dict(tensors, assign=True)
     return generator.requires_grad_(False).eval()
@@ -78,7 +127,7 @@ def read_card(path_or_name: str | Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, damaged, no prior, or of a newer format.
     """
-    content, source = _content(path_or_name)
+    content, source = _content(path_or_name, head_only=True)
     return cast(dict[str, Any], _head(content, source)["card"])
 
 
@@ -91,18 +140,24 @@ def prior_hash(path_or_name: str | Path) -> str:
     return hashlib.sha256(_content(path_or_name)[0]).hexdigest()
 
 
-def _content(path_or_name: str | Path) -> tuple[bytes, str]:
+def _content(path_or_name: str | Path, *, head_only: bool = False) -> tuple[bytes, str]:
+    """The file's bytes, or those before its weights, and what to call it."""
+    shipped = isinstance(path_or_name, str) and path_or_name in PRIORS
+    place = (
+        files("fedstill.generators").joinpath("priors", PRIORS[str(path_or_name)]) if shipped else Path(path_or_name)
+    )
     try:
-        if isinstance(path_or_name, str) and path_or_name in PRIORS:
-            source = f"the shipped prior '{path_or_name}'"
-            return files("fedstill.generators").joinpath("priors", PRIORS[path_or_name]).read_bytes(), source
-        return Path(path_or_name).read_bytes(), str(path_or_name)
+        with place.open("rb") as file:
+            content = file.read(8) if head_only else file.read()
+            if head_only:
+                content += file.read(min(int.from_bytes(content, "little"), _MOST_HEAD))
     except OSError as error:
         known = ", ".join(f"'{name}'" for name in PRIORS)
         raise InputError(
             f"cannot read the prior {path_or_name}: {error.strerror or error}; give the path of a prior's file, "
             f"or a shipped one's name: {known}"
         ) from error
+    return content, f"the shipped prior '{path_or_name}'" if shipped else str(path_or_name)
 
 
 def _head(content: bytes, source: str) -> dict[str, Any]:
@@ -124,9 +179,21 @@ def _head(content: bytes, source: str) -> dict[str, Any]:
     return cast(dict[str, Any], head)
 
 
-def _options(head: Mapping[str, Any], source: str) -> StyleOptions:
+def described(head: Mapping[str, Any], source: str) -> StyleOptions | XLOptions:
+    """The network that a file's ``head`` describes; ``source`` is quoted in errors.
+
+    Raises:
+        InputError: it cannot be built.
+    """
+    network = str(head.get("network", _STYLE))
+    known: dict[str, TypeAdapter[StyleOptions] | TypeAdapter[XLOptions]] = {
+        _STYLE: TypeAdapter(StyleOptions),
+        XL: TypeAdapter(XLOptions),
+    }
     try:
-        return TypeAdapter(StyleOptions).validate_python(head.get("options"))
+        if network not in known:
+            raise InputError(f"network: {printable(network)}")
+        return known[network].validate_python(head.get("options"))
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

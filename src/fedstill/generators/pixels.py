@@ -12,7 +12,7 @@ from fedstill.data.shard import Normalisation
 from fedstill.errors import InputError
 from fedstill.seeds import Seed
 
-__all__ = ["Latent", "Pixels"]
+__all__ = ["Latent", "Pixels", "at_a_time"]
 
 Latent = Mapping[str, Tensor]
 """A point in a latent space.
@@ -20,6 +20,11 @@ Latent = Mapping[str, Tensor]
 ``"f"``: the feature map there, [n, c, h, w]. ``"w"``: the style vectors that are still ahead of it, [n, k, d]; absent
 where none is.
 """
+
+
+def at_a_time(generator: object, wanted: int) -> int:
+    """Images that go through ``generator`` at a time: as many as ``wanted``, and no more than its ``chunk``, if it has one."""
+    return min(wanted, int(getattr(generator, "chunk", wanted)))
 
 
 class Pixels(nn.Module):

@@ -30,8 +30,9 @@ from fedstill.errors import InputError, RunError
 from fedstill.files import aside
 from fedstill.generators.discriminator import Discriminator
 from fedstill.generators.files import save_prior
-from fedstill.generators.pixels import Pixels
+from fedstill.generators.pixels import Pixels, at_a_time
 from fedstill.generators.style import StyleGenerator, StyleOptions
+from fedstill.generators.stylegan_xl import StyleGANXL
 from fedstill.seeds import Seed
 
 __all__ = ["CHECKPOINT", "GRID", "PRIOR", "PriorSettings", "Progress", "sample", "train_prior"]
@@ -152,12 +153,12 @@ def train_prior(
 
 
 def sample(
-    generator: StyleGenerator | Pixels, labels: Int[Tensor, " n"], seed: Seed, *, chunk: int = 256
+    generator: StyleGenerator | StyleGANXL | Pixels, labels: Int[Tensor, " n"], seed: Seed, *, chunk: int = 256
 ) -> UInt8[Tensor, "n c h w"]:
-    """Images of these classes in 0 … 255, on the CPU; made ``chunk`` at a time, each from its own place of ``seed``."""
+    """Images of these classes in 0 … 255, on the CPU; at most ``chunk`` at a time, each from its own place of ``seed``."""
     parts = []
     with torch.inference_mode():
-        for number, part in enumerate(torch.split(labels, chunk)):
+        for number, part in enumerate(torch.split(labels, at_a_time(generator, chunk))):
             images = generator.render(generator.draw(part, seed.at(number)), 0)
             parts.append(((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
     return torch.cat(parts)

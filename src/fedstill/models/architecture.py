@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedstill.errors import InputError, suggestion, unknown
 from fedstill.models import MODELS
+from fedstill.runtime import available_memory
 from fedstill.seeds import Seed
 from fedstill.tables import resolve
 
@@ -103,8 +104,10 @@ class Architecture:
         """Build once and classify one blank image, so that an error is said before a run and not hours into it.
 
         Raises:
-            InputError: as :meth:`build`; or the network fails on such an image or gives something else than logits.
+            InputError: as :meth:`build`; or the network is too large for this machine's memory, fails on such an image, or gives
+                something else than logits.
         """
+        self._check_room()
         network = self.build(Seed(("check",))).eval()
         shape = (self.channels, *self.size)
         place = f"{self.key}.name = '{self.name}': on one image of {' x '.join(map(str, shape))}"
@@ -121,6 +124,19 @@ class Architecture:
             if not wanted:
                 columns = "d" if what == "features" else self.classes
                 raise InputError(f"{place}, {what} gives the shape {list(tensor.shape)} and not [1, {columns}]")
+
+    def _check_room(self) -> None:
+        """Refuse one of fedstill's own networks whose weights alone take more than is free; a file may have named it."""
+        if self.name not in MODELS:
+            return
+        with torch.device("meta"):  # takes no memory
+            network = self.build(Seed(("check",)))
+        needed, free = sum(tensor.nbytes for tensor in network.state_dict().values()), available_memory()
+        if free is not None and needed > free:
+            raise InputError(
+                f"{self.key}.name = '{self.name}': its weights take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of "
+                "memory are free: choose a smaller network"
+            )
 
     def resolved(self) -> Architecture:
         """The same architecture with every default written out, as it goes into files.

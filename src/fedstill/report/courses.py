@@ -10,7 +10,7 @@ from typing import Any
 
 from fedstill.report.reading import Table, as_count, as_figure, as_list, as_share, as_table, as_text
 
-__all__ = ["WELL", "Attempt", "Check", "Course", "Private", "read_course"]
+__all__ = ["WELL", "Attempt", "Check", "Course", "read_course"]
 
 WELL = "well"
 """State of an attempt that is not ill."""
@@ -46,28 +46,17 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Private:
-    """What a node says of its differential privacy; fields as in :class:`fedstill.privacy.Guarantee`, all above 0."""
-
-    epsilon: float
-    delta: float
-    noise: float
-
-
-@dataclass(frozen=True)
 class Course:
     """All attempts of one client, in order, one at least.
 
     Attributes:
         images: that it sent.
         place: attempt and check, from 0, whose images were chosen; None where there are none or it is not known.
-        private: None where the node does not say that it is.
     """
 
     images: int | None
     attempts: tuple[Attempt, ...]
     place: tuple[int, int] | None
-    private: Private | None
 
     @property
     def taken(self) -> Attempt:
@@ -122,7 +111,7 @@ def read_course(client: Table) -> Course | None:
     place = None if attempt is None or check is None else (attempt, check)
     if place is not None and not (place[0] < len(attempts) and place[1] < len(attempts[place[0]].checks)):
         place = None
-    return Course(_natural(client.get("synthetic")), attempts, place, _private(as_table(client.get("privacy"))))
+    return Course(_natural(client.get("synthetic")), attempts, place)
 
 
 def _attempt(table: Table) -> Attempt:
@@ -148,13 +137,6 @@ def _check(table: Table) -> Check:
         pixel_min=as_figure(table.get("pixel_min")),
         pixel_max=as_figure(table.get("pixel_max")),
     )
-
-
-def _private(table: Table) -> Private | None:
-    epsilon, delta, noise = (as_figure(table.get(name)) for name in ("epsilon", "delta", "noise"))
-    if epsilon is None or delta is None or noise is None or min(epsilon, delta, noise) <= 0:
-        return None
-    return Private(epsilon, delta, noise)
 
 
 def _natural(value: Any) -> int | None:

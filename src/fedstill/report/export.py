@@ -209,6 +209,9 @@ _CLIENTS: list[Value] = [
     "test images",
     "test balanced accuracy",
     "test calibration error",
+    "epsilon",
+    "delta",
+    "noise",
 ]
 
 
@@ -221,7 +224,9 @@ def _clients(run: Run) -> Iterator[list[Value]]:
                 if own is not None
                 else [None] * 5
             )
-            yield [row.number, client.client, client.examples, client.loss, client.validation, *tested]
+            its = client.private
+            private = [its.epsilon, its.delta, its.noise] if its is not None else [None] * 3
+            yield [row.number, client.client, client.examples, client.loss, client.validation, *tested, *private]
 
 
 _MATCHING: list[Value] = [

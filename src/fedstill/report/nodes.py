@@ -66,8 +66,7 @@ def nodes(groups: Sequence[Group], labels: Mapping[int, str]) -> Section | None:
     for index, group in enumerate(groups):
         found = [(run, its) for run in group.runs if (its := _nodes(f"g{index}", run))]
         for run, its in found:
-            courses = [node.course for node in its]
-            blocks.append(Text(f"{_told(labels[id(run)], courses)}{_private(courses)}"))
+            blocks.append(Text(_told(labels[id(run)], [node.course for node in its])))
         for run, its in found[:1]:
             blocks += _shown(str(index + 1), labels[id(run)], its)
         if len(found) > 1:
@@ -107,22 +106,6 @@ def _told(label: str, courses: Sequence[Course]) -> str:
     gains = [each.gain for each in courses if each.gain is not None]
     return f"{label}: {'; '.join(parts)}. Gain in validation accuracy over the images that they began with: " + (
         f"{_gain(gains, len(courses))}." if gains else "not known."
-    )
-
-
-def _private(courses: Sequence[Course]) -> str:
-    """How private the images are that they were made from; nothing where no node says so."""
-    known = [each.private for each in courses if each.private is not None]
-    if not known:
-        return ""
-    epsilon, delta = (max(getattr(each, name) for each in known) for name in ("epsilon", "delta"))
-    noises = sorted({words.figure(each.noise): each.noise for each in known}.items(), key=lambda pair: pair[1])
-    sigma = " to ".join(dict.fromkeys((noises[0][0], noises[-1][0])))
-    rest = len(courses) - len(known)
-    return (
-        f" By their own word training images are differentially private: ε = {words.figure(epsilon)} at most, δ = "
-        f"{words.figure(delta)}, noise σ = {sigma}"
-        + (f"; {_many(rest, 'node')} {'says' if rest == 1 else 'say'} nothing of it." if rest else ".")
     )
 
 

@@ -18,6 +18,7 @@ from fedstill.report.matching import failures, matching
 from fedstill.report.nodes import nodes
 from fedstill.report.pareto import pareto
 from fedstill.report.parts import Block, Folded, Page, Section
+from fedstill.report.private import private
 from fedstill.report.results import results
 from fedstill.report.runs import UNFINISHED, Run
 from fedstill.report.series import series
@@ -88,6 +89,7 @@ def _sections(runs: Sequence[Run], groups: Sequence[Group], labels: Mapping[int,
         images(groups),
         matching(groups, labels),
         nodes(groups, labels),
+        private(groups, labels),
         theory(groups),
         fresh(groups),
     )

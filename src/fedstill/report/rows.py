@@ -24,7 +24,7 @@ from fedstill.report.reading import (
     read_text,
 )
 
-__all__ = ["ClientRow", "Matching", "Own", "Row", "Theory", "read_rows"]
+__all__ = ["ClientRow", "Matching", "Own", "Private", "Row", "Theory", "read_rows"]
 
 WALL = ("clients", "server", "evaluate")
 """Phases that make up a round's wall time; others (``distil``, ``train``) are parts of these."""
@@ -59,10 +59,20 @@ class Own:
 
 
 @dataclass(frozen=True)
+class Private:
+    """What a client says of its differential privacy; fields as in :class:`fedstill.privacy.Guarantee`, all above 0."""
+
+    epsilon: float
+    delta: float
+    noise: float
+
+
+@dataclass(frozen=True)
 class ClientRow:
     """One client in one round; ``validation`` is the accuracy of the model it received on its validation split.
 
-    ``course`` is how the distillation went that it did itself; None where it did none.
+    ``course`` is how the distillation went that it did itself; None where it did none. ``private`` is None where it does not say
+    that it is.
     """
 
     client: str
@@ -72,6 +82,7 @@ class ClientRow:
     test: Own | None
     matching: Matching | None
     course: Course | None
+    private: Private | None
 
 
 @dataclass(frozen=True)
@@ -231,7 +242,15 @@ def _client(table: Table) -> ClientRow:
         test=_own(test) if test else None,
         matching=_matching(matching) if matching else None,
         course=read_course(table),
+        private=_private(as_table(table.get("privacy"))),
     )
+
+
+def _private(table: Table) -> Private | None:
+    epsilon, delta, noise = (as_figure(table.get(name)) for name in ("epsilon", "delta", "noise"))
+    if epsilon is None or delta is None or noise is None or min(epsilon, delta, noise) <= 0:
+        return None
+    return Private(epsilon, delta, noise)
 
 
 def _own(table: Table) -> Own:

@@ -23,6 +23,7 @@ from fedstill.report.reading import (
     read_toml,
 )
 from fedstill.report.rows import Row, read_rows
+from fedstill.settings import told
 
 __all__ = ["UNFINISHED", "Holding", "Run", "read_run"]
 
@@ -167,10 +168,15 @@ def read_run(folder: Path) -> Run:
 
 
 def _settings(experiment: Table) -> Table:
-    """Without what runs that are older than whitening do not say, where a newer one has none: their settings are the same."""
+    """Without what older runs do not say, where a newer one has what they had: their settings are the same."""
     settings = {key: value for key, value in experiment.items() if key != "provenance"}
     if isinstance(data := settings.get("data"), Mapping) and data.get("zca") is False:
         settings["data"] = {key: value for key, value in data.items() if key not in ("zca", "zca_epsilon")}
+    method = as_table(settings.get("algorithm"))
+    kept = told(settings | {f"algorithm.{key}": value for key, value in method.items()})
+    settings = {key: value for key, value in settings.items() if key in kept}
+    if method:
+        settings["algorithm"] = {key: value for key, value in method.items() if f"algorithm.{key}" in kept}
     return settings
 
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedstill.runtime import available_memory
 from fedstill.sweep.estimate import as_run
 from fedstill.sweep.forecast import expected, makespan
 from fedstill.sweep.grid import Cell
 from fedstill.sweep.hearing import Ended, Listener, Tally
-from fedstill.sweep.machine import Plan, available_memory, has_room
+from fedstill.sweep.machine import Plan, has_room
 from fedstill.sweep.process import Heard, Process, job, stop, why
 from fedstill.sweep.state import Held, look
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from fedstill.runtime import pick_device
+from fedstill.runtime import available_memory, pick_device
 from fedstill.sweep.grid import Cell
 
-__all__ = ["Plan", "available_memory", "cores", "has_room", "plan", "plan_for"]
-
-_CGROUP = Path("/sys/fs/cgroup")
+__all__ = ["Plan", "cores", "has_room", "plan", "plan_for"]
 
 
 @dataclass(frozen=True)
@@ -94,29 +91,3 @@ def cores() -> int:
     from joblib import cpu_count
 
     return max(1, int(cpu_count()))
-
-
-def available_memory() -> int | None:
-    """Bytes that new processes can take without driving others out; None where the system does not tell."""
-    known = [each for each in (_of_machine(), _of_container()) if each is not None]
-    return min(known, default=None)
-
-
-def _of_machine() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = next((line.split() for line in lines if line.startswith("MemAvailable:")), None)
-    return int(found[1]) * 1024 if found else None
-
-
-def _of_container() -> int | None:
-    """What the limit of this process's control group leaves; what it keeps of files can be taken back."""
-    try:
-        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
-        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
-    except (OSError, ValueError):
-        return None
-    return None if limit == "max" else max(0, int(limit) - used + int(stat.get("inactive_file", 0)))

@@ -13,10 +13,10 @@ from typing import Any
 from fedstill.conduct import PublishedSettings
 from fedstill.data.settings import DataSettings
 from fedstill.errors import InputError
-from fedstill.experiment import LATER, Experiment, by_content
+from fedstill.experiment import Experiment, by_content
 from fedstill.search import Choice, Integers, Params, Part, Range, Space
 from fedstill.seeds import Seed
-from fedstill.settings import override, read_toml
+from fedstill.settings import override, read_toml, told
 from fedstill.sweep.sheet import said_of
 from fedstill.sweep.table import check_pinned, check_seeds, covers, leaves, put, read_vary
 
@@ -28,7 +28,7 @@ _WHOLE = re.compile(r"[+-]?\d+")
 _LEFT_ALONE = ("size", "channels", "fit", "mean", "std", "zca", "zca_epsilon")
 """Keys of ``data`` that change how images are seen, and not which."""
 
-_UNSAID = (("data.zca", False), ("data.zca_epsilon", DataSettings().zca_epsilon), *LATER)
+_UNSAID = (("data.zca", False), ("data.zca_epsilon", DataSettings().zca_epsilon))
 """What searches do not tell that are older than these settings."""
 
 
@@ -65,7 +65,7 @@ class Search:
 
     def identity(self) -> dict[str, Any]:
         """All that decides the search's results but the number of its trials, by name, as plain JSON values."""
-        settings = by_content(self.experiment.anchored().settings())
+        settings = by_content(told(self.experiment.anchored().settings()))
         fixed = {
             key: value
             for key, value in settings.items()

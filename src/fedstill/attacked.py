@@ -1,0 +1,216 @@
+"""A finished run, opened to be attacked: its federation, its last state, what a client sent, and the pool of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedstill import checkpoint
+from fedstill.audit.federation import Exchange, Federation, run_federation
+from fedstill.audit.pool import Labelled, Pool, build_pool
+from fedstill.bundle import Bundle
+from fedstill.data.shard import Shard
+from fedstill.data.sources import load
+from fedstill.data.testing import formed
+from fedstill.engines.recording import message_path
+from fedstill.errors import InputError, unknown
+from fedstill.experiment import Experiment, Parts
+from fedstill.files import numbered
+from fedstill.folder import MESSAGES
+from fedstill.kept import check_data
+from fedstill.rounds import Desk
+from fedstill.seeds import Seed
+
+__all__ = ["Heard", "Target", "exchange_of", "open_target", "pool_of"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is attacked.
+
+    Attributes:
+        run: its folder.
+        experiment, parts: of the run, its data as they were.
+        rounds: that are done.
+        state: the server's, after the last of them.
+    """
+
+    run: Path
+    experiment: Experiment
+    parts: Parts
+    rounds: int
+    state: Bundle
+
+    def federation(self, rounds: int | None = None) -> Federation:
+        """The run's; up to another round than its last where one is given."""
+        return Federation(
+            algorithm=self.parts.algorithm,
+            world=self.parts.world,
+            rounds=self.rounds if rounds is None else rounds,
+            cohort=self.parts.cohort,
+            quorum=self.experiment.quorum,
+            farthest=self.experiment.farthest,
+        )
+
+    def client(self, name: str | None) -> str:
+        """``name``, or the first client.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        if name is None:
+            return next(iter(self.parts.sites))
+        if name not in self.parts.sites:
+            raise unknown("--client", name, self.parts.sites)
+        return name
+
+    def number(self, wanted: int | None) -> int:
+        """``wanted``, or the last round.
+
+        Raises:
+            InputError: it is not done.
+        """
+        if wanted is not None and not 1 <= wanted <= self.rounds:
+            raise InputError(f"--round {wanted}: {self.run} has the rounds 1 to {self.rounds}")
+        return self.rounds if wanted is None else wanted
+
+
+class Heard(NamedTuple):
+    """An exchange with a client, and how it is known.
+
+    Attributes:
+        exchange: None where the client sent nothing.
+        source: ``kept`` by the run, or ``re-run``.
+        same_bits: whether the run's last state came again to the bit; None where that was not looked at.
+    """
+
+    exchange: Exchange | None
+    source: str
+    same_bits: bool | None
+
+
+def open_target(run: Path, experiment: Experiment, note: Callable[[str], None]) -> Target:
+    """The run in ``run``, which may have been interrupted: what is attacked is its newest checkpoint.
+
+    Args:
+        run: its folder.
+        experiment: as it stands there.
+        note: hears of damaged checkpoints.
+
+    Raises:
+        InputError: the folder holds no round, or the data are no longer what they were; one sentence.
+    """
+    if experiment.engine.kind == "sites":
+        raise InputError(f"{run}: its clients' images lie at their sites, and an audit from here needs them")
+    parts = experiment.build()
+    check_data(run, parts)
+    found = checkpoint.newest(run / "checkpoints", parts.identity, note=note)
+    if found is None:
+        raise InputError(f"{run} has no checkpoint, so no round is done that could be attacked")
+    return Target(run, experiment, parts, found[0].round, found[1])
+
+
+def exchange_of(target: Target, client: str, number: int, desk: Desk, progress: Callable[[int, int], None]) -> Heard:
+    """The last exchange with ``client`` up to round ``number``: as the run kept it, else its rounds are done again.
+
+    Args:
+        target: the run.
+        client: who.
+        number: the last round that counts.
+        desk: device and map; the seed is the run's own.
+        progress: ``progress(rounds done again, rounds)``.
+
+    Raises:
+        InputError: a kept message is damaged.
+        RunError: a round that is done again fails.
+    """
+    folder = target.run / MESSAGES
+    for kept in reversed([each for each in numbered(folder, "") if each <= number]):
+        down, up = (message_path(folder, kept, client, way) for way in ("down", "up"))
+        if up.is_file():
+            return Heard(Exchange(kept, Bundle.open(down), Bundle.open(up)), "kept", None)
+    progress(0, number)
+    seen = run_federation(
+        target.federation(number),
+        target.parts.sites,
+        start=target.parts.start,
+        desk=Desk(Seed.root(target.experiment.seed).at("run"), device=desk.device, map=desk.map),
+        client=client,
+        listened=number,
+        progress=lambda done: progress(done, number),
+    )
+    same = seen.state.to_bytes() == target.state.to_bytes() if number == target.rounds else None
+    return Heard(seen.exchange, "re-run", same)
+
+
+# --- the pool ----------------------------------------------------------------------------------------------------------
+
+
+def pool_of(target: Target, seed: Seed) -> Pool:
+    """The pool of the run's images: what clients train on, and images that nobody trains on.
+
+    The latter are training images that ``data.limit`` left aside, which come from where the clients' come from, and then the
+    common test images. Where the partition is by domain, and the test images name theirs, a client's pool is of its own domain.
+
+    Raises:
+        InputError: there is no image that nobody trained on.
+    """
+    parts = target.parts
+    data = parts.data
+    by_domain = target.experiment.partition.kind == "domain" and None not in (data.train_groups, data.test_groups)
+    left, groups = _left_aside(target)
+    domains = sorted({*(data.train_groups or ()), *(data.test_groups or ()), *(groups or ())}) if by_domain else []
+
+    def strata(labels: torch.Tensor, groups: tuple[str, ...] | None) -> NDArray[np.int64]:
+        found = np.asarray(labels, np.int64)
+        if not by_domain or groups is None:
+            return found
+        return found + len(data.train.classes) * np.array([domains.index(group) for group in groups], np.int64)
+
+    train_strata = strata(data.train.labels, data.train_groups)
+    held = {
+        client: Labelled(data.train.take(rows), train_strata[rows]) for client, rows in _training_rows(parts).items()
+    }
+    test = Labelled(data.test, strata(data.test.labels, data.test_groups))
+    aside = Labelled(left, strata(left.labels, groups))
+    pool = build_pool(held, (aside, test), seed)
+    if not pool.played.any():
+        raise InputError(
+            f"{target.run}: of the classes that clients hold there is no image that nobody trained on, so there is nothing to "
+            "tell members from"
+        )
+    return pool
+
+
+def _training_rows(parts: Parts) -> dict[str, list[int]]:
+    """Rows that each client trains on; of a pooled site those of all."""
+    held = parts.uses.held
+    if parts.sites.keys() == held.keys():
+        return {client: list(held[client].train) for client in parts.sites}
+    (pooled,) = parts.sites
+    return {pooled: sorted(row for each in held.values() for row in each.train)}
+
+
+def _left_aside(target: Target) -> tuple[Shard, tuple[str, ...] | None]:
+    """Training images that ``data.limit`` kept from the run, about as many as it has, and their groups; none without a limit.
+
+    An image that looks exactly like one of the run's is none of them. Corrupted images are drawn anew, so there are none either.
+    """
+    settings, data = target.experiment.data, target.parts.data
+    nothing = data.train.take([]), None if data.train_groups is None else ()
+    if settings.limit is None or settings.corruptions is not None:
+        return nothing
+    more = replace(
+        formed(settings, data.train, fit=settings.fit, what=str(target.run)), limit=2 * settings.limit, test_limit=1
+    )
+    found = load(more, Seed.root(target.experiment.seed).at("data"))
+    known = {image.tobytes() for shard in (data.train, data.test) for image in shard.images.numpy()}
+    rows = [row for row, image in enumerate(found.train.images.numpy()) if image.tobytes() not in known]
+    groups = None if found.train_groups is None else tuple(found.train_groups[row] for row in rows)
+    return replace(found.train.take(rows), normalisation=data.train.normalisation), groups
