@@ -294,7 +294,9 @@ def _shown(value: Any) -> str:
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """``algorithm.lr (there 0.1, here 0.2)``: keys whose values differ, three of them at most; empty where none does."""
     different = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)]
-    named = ", ".join(f"{key} (there {_brief(found.get(key))}, here {_brief(wanted.get(key))})" for key in different[:3])
+    named = ", ".join(
+        f"{key} (there {_brief(found.get(key))}, here {_brief(wanted.get(key))})" for key in different[:3]
+    )
     return named + (f" and {len(different) - 3} more" if len(different) > 3 else "")
 
 
