@@ -18,7 +18,7 @@ from fedstill.attacks.updates import again, no_updates, update_seen
 from fedstill.audit import likeness as alike
 from fedstill.audit.attributes import by_signs, label_of_one, labels_of
 from fedstill.audit.federation import Exchange
-from fedstill.audit.inversion import ASSUMPTIONS, CITATION, Inverting, invert
+from fedstill.audit.inversion import ASSUMPTIONS, CITATION, Inverted, Inverting, invert
 from fedstill.audit.seen import Seen, update_of
 from fedstill.data.shard import Shard, hard_labels
 from fedstill.errors import Diverged, InputError
@@ -100,18 +100,18 @@ def inversion(asked: Inversion, target: Target, desk: Desk) -> dict[str, Any]:
     cases: dict[str, Any] = {}
     for name, case in _cases(target, own, sent, asked.images, desk).items():
         try:
-            cases[name], pairs = _inverted(target, client, case(), own, attack, desk.at(name))
-        except (
-            InputError,
-            Diverged,
-            RuntimeError,
-            ValueError,
-            NotImplementedError,
-        ) as error:  # of a user's own network, too
+            made = case()
+            found = invert(made.what, made.labels, made.behind.normalisation, attack=attack, desk=desk.at(name))
+        # the latter two are torch's, of a user's own network
+        except (InputError, Diverged, RuntimeError, ValueError) as error:
             cases[name] = {"missing": (str(error).splitlines() or [type(error).__name__])[0][:200]}
-        else:
-            cases[name]["picture"] = f"{AUDITED}/inversion-{name}.png"
-            save_pairs(target.run / cases[name]["picture"], *pairs, ("true", "found"))
+            continue
+        against = _against(target, client, own, made.behind, found, desk.at(name, "likeness"))
+        picture = f"{AUDITED}/inversion-{name}.png"
+        match = against[own.kind]["match"]
+        true, sought = (alike.pixels_of(images) for images in (made.behind.images, found.images))
+        save_pairs(target.run / picture, true[match["true"]], sought[match["found"]], ("true", "found"))
+        cases[name] = found.to_json() | {"behind": len(made.behind), "against": against, "picture": picture}
     return {
         "method": target.experiment.algorithm.name,
         "client": client,
@@ -154,22 +154,16 @@ def _step(sent: Seen, behind: Shard, lr: float, desk: Desk) -> _Case:
     return _Case(made, hard_labels(behind.labels), behind)
 
 
-def _inverted(
-    target: Target, client: str, case: _Case, own: _Own, attack: Inverting, desk: Desk
-) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
-    """What was found, as values, and pairs of true and found images."""
-    found = invert(case.what, case.labels, case.behind.normalisation, attack=attack, desk=desk)
-    others, seed = held_out(target, client), desk.seed.at("likeness")
-    against = {own.kind: alike.likeness(found.images, found.labels, case.behind, others, seed=seed)}
-    if own.kind == VIRTUAL:
-        real = target.parts.sites[client].train
-        against[REAL] = alike.likeness(found.images, found.labels, real, others, seed=seed)
-    match = against[own.kind]["match"]
-    pairs = (
-        alike.pixels_of(case.behind.images)[match["true"]],
-        alike.pixels_of(found.images)[match["found"]],
-    )
-    return found.to_json() | {"behind": len(case.behind), "against": against}, pairs
+def _against(
+    target: Target, client: str, own: _Own, behind: Shard, found: Inverted, desk: Desk
+) -> dict[str, dict[str, Any]]:
+    """How alike found images are to those behind the update; where these are virtual, to the client's real ones, too."""
+    true = {own.kind: behind} | ({REAL: target.parts.sites[client].train} if own.kind == VIRTUAL else {})
+    others = held_out(target, client)
+    return {
+        kind: alike.likeness(found.images, found.labels, images, others, seed=desk.seed)
+        for kind, images in true.items()
+    }
 
 
 def _own(target: Target, client: str, exchange: Exchange) -> _Own:
