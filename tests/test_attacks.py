@@ -259,7 +259,7 @@ def test_tables(run, capsys):
     assert "nearest neighbours: not attacked: 'fedavg' distils no images" in captured.out
     assert "inversion: fedavg, c00 in round 1 (kept), 3 steps, 1 search" in captured.out
     assert f"{found['inversion']['cases']['few']['against']['real']['measures']['psnr']['mean']:.1f}" in captured.out
-    assert f"what it sent, 4 sought of {found['inversion']['cases']['sent']['behind']}" in captured.out
+    assert f"sent, 4 of {found['inversion']['cases']['sent']['behind']}" in captured.out
     assert f"{found['attributes']['readings']['signs']['distance']:.3f}" in captured.out
     for picture in found["inversion"]["pictures"]:
         assert f"picture: {run / picture}" in captured.out

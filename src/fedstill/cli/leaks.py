@@ -35,9 +35,9 @@ _TITLES = {
     "attributes": "class histograms",
 }
 _CASES = {
-    "one": "one image, one step",
-    "few": "{} images, one step",
-    "sent": "what it sent, {} sought of {}",
+    "one": "one step, {}",
+    "few": "one step, {}",
+    "sent": "sent, {} of {}",
 }
 _READINGS = {
     "signs": "update: signs (LLG)",
@@ -63,9 +63,9 @@ def _say_inversion(found: Mapping[str, Any]) -> None:
         title = _CASES[name].format(case["images"], case["behind"])
         for kind, of in case["against"].items():
             for measure, each in of["measures"].items():
-                lines.append([title, f"{measure.upper()}, {kind} images", *_likeness(each)])
+                lines.append([title, f"{measure.upper()}, {kind}", *_likeness(each)])
     if lines:
-        head = ["update", "likeness to", "found", "others", "best of others", "class mean", "p"]
+        head = ["images", "likeness to", "found", "others", "their best", "class mean", "p"]
         say_table("", head, lines)
     for name, case in found["cases"].items():
         if "missing" in case:
@@ -103,7 +103,7 @@ def _say_neighbours(found: Mapping[str, Any]) -> None:
         chance = of["chance"]
         lines.append(
             [
-                name,
+                name.partition(",")[0],
                 str(of["images"]),
                 f"{of['gap']:.3f}",
                 "–" if chance is None else f"{chance[0]:.3f} to {chance[1]:.3f}",
@@ -112,7 +112,7 @@ def _say_neighbours(found: Mapping[str, Any]) -> None:
                 f"{of['worst'][0]['ratio']:.2f}",
             ]
         )
-    say_table("", ["distance in", "images", "gap", "by chance", "p", "nearer to members", "nearest pair"], lines)
+    say_table("", ["distance in", "images", "gap", "by chance", "p", "nearer", "nearest"], lines)
     if left := max(of["left_out"] for of in found["spaces"].values()):
         typer.echo(f"{left} distilled images of classes with too few images to compare with are left out")
 
