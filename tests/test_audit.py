@@ -148,7 +148,9 @@ def test_what_is_found(audited):
             assert attack["roc"]["tpr"][-1] == attack["roc"]["fpr"][-1] == 1
             assert "missing" in attack["tpr"]["0.001"]
     assert all(about["citation"] and about["assumptions"] for about in found["about"].values())
-    assert json.loads((run / folder.AUDIT).read_text()) == {"version": 1, "membership": found}
+    written = json.loads((run / folder.AUDIT).read_text())
+    assert written.pop("identities").keys() == {"membership"}
+    assert written == {"version": 1, "membership": found}
 
 
 def test_the_pool_is_the_runs_training_images_and_others(run):
@@ -364,7 +366,7 @@ def refusal(capsys, *arguments):
 
 def test_tables(run, audited, capsys):
     shutil.copytree(audited[1] / folder.AUDITED, run / folder.AUDITED)
-    assert invoke(["audit", str(run), "--shadows", "3"]) == 0
+    assert invoke(["audit", str(run), "--membership", "--shadows", "3"]) == 0
     captured = capsys.readouterr()
     found = audited[0]["membership"]
     online = found["views"][0]["attacks"]["lira_online"]
@@ -379,7 +381,7 @@ def test_json_and_quiet(run, audited, capsys):
     shutil.copytree(audited[1] / folder.AUDITED, run / folder.AUDITED)
     assert invoke(["audit", str(run), "--membership", "--shadows", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == audited[0]
-    assert invoke(["audit", str(run), "--shadows", "3", "--quiet"]) == 0
+    assert invoke(["audit", str(run), "--membership", "--shadows", "3", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
 
@@ -391,7 +393,9 @@ def test_what_it_refuses(run, capsys):
     assert "--round 3: " in refusal(capsys, run, "--round", "3")
     assert "--lr 0.0: it lies above 0" in refusal(capsys, run, "--lr", "0")
     assert refusal(capsys, run, "--shadows", "1")
-    assert "there is nothing to attack: 'fedavg' distils no images" in refusal(capsys, run, "--views", "distilled")
+    assert "there is nothing to attack: 'fedavg' distils no images" in refusal(
+        capsys, run, "--membership", "--views", "distilled"
+    )
     message_path(run / folder.MESSAGES, 2, "c00", "up").write_bytes(b"cut")
     assert "is damaged" in refusal(capsys, run)
     (run / folder.AUDIT).write_text("{")
@@ -415,7 +419,8 @@ def test_nothing_asked_for_and_too_few_shadows(run):
 
 @pytest.mark.slow
 def test_kill_9_then_the_same_command_comes_to_the_same_numbers(run, audited):
-    command = [sys.executable, "-m", "fedstill", "audit", str(run), "--shadows", "3", "--quiet", "--workers", "2"]
+    command = [sys.executable, "-m", "fedstill", "audit", str(run), "--membership", "--shadows", "3", "--quiet"]
+    command += ["--workers", "2"]
     process = subprocess.Popen(command, start_new_session=True)
     until = time.monotonic() + 300
     while not list((run / folder.AUDITED).rglob("shadow-*.safetensors")) and time.monotonic() < until:
@@ -429,7 +434,7 @@ def test_kill_9_then_the_same_command_comes_to_the_same_numbers(run, audited):
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(run):
-    command = [sys.executable, "-m", "fedstill", "audit", str(run), "--shadows", "64"]
+    command = [sys.executable, "-m", "fedstill", "audit", str(run), "--membership", "--shadows", "64"]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 300
     while not list((run / folder.AUDITED).rglob("shadow-*.safetensors")) and time.monotonic() < until:

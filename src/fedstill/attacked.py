@@ -1,8 +1,8 @@
-"""A finished run, opened to be attacked: its federation, its last state, what a client sent, and the pool of its images."""
+"""A finished run, opened to be attacked: its federation, its last state, what clients sent, and its images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,11 @@ from fedstill.kept import check_data
 from fedstill.rounds import Desk
 from fedstill.seeds import Seed
 
-__all__ = ["Heard", "Target", "exchange_of", "open_target", "pool_of"]
+__all__ = ["Heard", "Nothing", "Target", "exchange_of", "exchanges_of", "held_out", "open_target", "pool_of"]
+
+
+class Nothing(InputError):
+    """Of this run there is nothing that the attack could be made on; others may go on."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +121,18 @@ def open_target(run: Path, experiment: Experiment, note: Callable[[str], None]) 
 
 
 def exchange_of(target: Target, client: str, number: int, desk: Desk, progress: Callable[[int, int], None]) -> Heard:
-    """The last exchange with ``client`` up to round ``number``: as the run kept it, else its rounds are done again.
+    """:func:`exchanges_of` one client."""
+    return exchanges_of(target, (client,), number, desk, progress)[client]
+
+
+def exchanges_of(
+    target: Target, clients: Sequence[str], number: int, desk: Desk, progress: Callable[[int, int], None]
+) -> dict[str, Heard]:
+    """The last exchange with each client up to round ``number``: as the run kept it, else its rounds are done again.
 
     Args:
         target: the run.
-        client: who.
+        clients: who.
         number: the last round that counts.
         desk: device and map; the seed is the run's own.
         progress: ``progress(rounds done again, rounds)``.
@@ -131,22 +142,45 @@ def exchange_of(target: Target, client: str, number: int, desk: Desk, progress: 
         RunError: a round that is done again fails.
     """
     folder = target.run / MESSAGES
-    for kept in reversed([each for each in numbered(folder, "") if each <= number]):
-        down, up = (message_path(folder, kept, client, way) for way in ("down", "up"))
-        if up.is_file():
-            return Heard(Exchange(kept, Bundle.open(down), Bundle.open(up)), "kept", None)
+    kept = [each for each in numbered(folder, "") if each <= number]
+    found = {client: Heard(_kept(folder, kept, client), "kept", None) for client in clients}
+    due = [client for client in clients if found[client].exchange is None]
+    if not due or len(kept) == number:  # of a round that is kept whole, who is not there sent nothing
+        return found
     progress(0, number)
-    seen = run_federation(
+    watched = run_federation(
         target.federation(number),
         target.parts.sites,
         start=target.parts.start,
         desk=Desk(Seed.root(target.experiment.seed).at("run"), device=desk.device, map=desk.map),
-        client=client,
-        listened=number,
+        listened=due,
+        until=number,
         progress=lambda done: progress(done, number),
     )
-    same = seen.state.to_bytes() == target.state.to_bytes() if number == target.rounds else None
-    return Heard(seen.exchange, "re-run", same)
+    same = watched.state.to_bytes() == target.state.to_bytes() if number == target.rounds else None
+    return found | {client: Heard(watched.exchanges.get(client), "re-run", same) for client in due}
+
+
+def _kept(folder: Path, rounds: Sequence[int], client: str) -> Exchange | None:
+    """The last of the exchanges with ``client`` that lie in ``folder``."""
+    for number in reversed(rounds):
+        down, up = (message_path(folder, number, client, way) for way in ("down", "up"))
+        if up.is_file():
+            return Exchange(number, Bundle.open(down), Bundle.open(up))
+    return None
+
+
+# --- images ------------------------------------------------------------------------------------------------------------
+
+
+def held_out(target: Target, client: str) -> Shard:
+    """Images of the kind of a client's that nobody trained on, if there are any: its own test images and, unless the partition is
+    by domain and it has some of its own, the common ones.
+    """
+    own, common = target.parts.sites[client].test, target.parts.data.test
+    if len(own) and target.experiment.partition.kind == "domain":
+        return own
+    return Shard.join([own, common])
 
 
 # --- the pool ----------------------------------------------------------------------------------------------------------
@@ -159,7 +193,7 @@ def pool_of(target: Target, seed: Seed) -> Pool:
     common test images. Where the partition is by domain, and the test images name theirs, a client's pool is of its own domain.
 
     Raises:
-        InputError: there is no image that nobody trained on.
+        Nothing: there is no image that nobody trained on.
     """
     parts = target.parts
     data = parts.data
@@ -181,7 +215,7 @@ def pool_of(target: Target, seed: Seed) -> Pool:
     aside = Labelled(left, strata(left.labels, groups))
     pool = build_pool(held, (aside, test), seed)
     if not pool.played.any():
-        raise InputError(
+        raise Nothing(
             f"{target.run}: of the classes that clients hold there is no image that nobody trained on, so there is nothing to "
             "tell members from"
         )

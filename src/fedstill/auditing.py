@@ -9,55 +9,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedstill.attacked import Heard, Target, exchange_of, open_target, pool_of
-from fedstill.audit.density import gradient_norms
-from fedstill.audit.federation import DISTILLED, FINAL, SURROGATE, VIEWS, Seen, View, Wanted, views
-from fedstill.audit.membership import ATTACKS, attack_view
-from fedstill.audit.pool import Pool
-from fedstill.audit.shadows import Job, Plan, Shadow, confidences, kept, run_shadows
-from fedstill.errors import InputError, unknown
-from fedstill.evaluate.fresh import rates_of, recipe_json, recipe_of
+from fedstill.attacked import Nothing, Target, open_target
+from fedstill.attacks.attributes import Attributes, attributes
+from fedstill.attacks.inversion import Inversion, inversion
+from fedstill.attacks.membership import Membership, membership
+from fedstill.attacks.neighbours import Neighbours, neighbours
+from fedstill.errors import InputError
 from fedstill.experiment import Experiment
 from fedstill.files import write_json
 from fedstill.folder import AUDIT, AUDITED, EXPERIMENT, locked
-from fedstill.kept import check_run, read_measured, training_fields
-from fedstill.rounds import Desk, Site, serial
+from fedstill.kept import check_run, read_measured
+from fedstill.rounds import Desk, serial
 from fedstill.runtime import Processes, interrupts, pick_device, prepared
-from fedstill.scores import score
 from fedstill.seeds import Seed
-from fedstill.train import Recipe
 
-__all__ = ["VERSION", "Asked", "Membership", "audit_run"]
+__all__ = ["VERSION", "Asked", "Attributes", "Inversion", "Membership", "Neighbours", "audit_run"]
 
 VERSION = 1
-"""Of ``audit.json``, and of the shadow federations' scores."""
+"""Of ``audit.json``."""
 
-LEAST_SHADOWS = 2
+IDENTITIES = "identities"
+"""Of ``audit.json``: by attack, a hash of all that decides what it finds."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Membership:
-    """Membership inference.
-
-    Attributes:
-        shadows: federations to run beside the target.
-        views: what is attacked, of :data:`fedstill.audit.federation.VIEWS`.
-        client: whose message the surrogate is; None: the first client's.
-        round: the round it is of, or the last one before in which the client sent one; None: the last.
-        epochs, lr: of the networks on distilled images, instead of the run's own.
-    """
-
-    shadows: int = 16
-    views: tuple[str, ...] = VIEWS
-    client: str | None = None
-    round: int | None = None
-    epochs: int | None = None
-    lr: float | None = None
+Attack = Callable[[Target, Desk], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +45,32 @@ class Asked:
     """Which attacks are made; None: not that one."""
 
     membership: Membership | None = None
+    inversion: Inversion | None = None
+    neighbours: Neighbours | None = None
+    attributes: Attributes | None = None
+
+    def attacks(self) -> dict[str, Attack]:
+        """Those that are made, by name, the quick ones first."""
+        made: dict[str, Attack | None] = {
+            "neighbours": None if self.neighbours is None else partial(neighbours, self.neighbours),
+            "attributes": None if self.attributes is None else partial(attributes, self.attributes),
+            "inversion": None if self.inversion is None else partial(inversion, self.inversion),
+            "membership": None if self.membership is None else partial(membership, self.membership),
+        }
+        return {name: attack for name, attack in made.items() if attack is not None}
+
+    def check(self) -> None:
+        """All that can be refused before the run is opened.
+
+        Raises:
+            InputError: no attack is made, or one cannot be made so.
+        """
+        wanted = (self.membership, self.inversion, self.neighbours, self.attributes)
+        if not any(wanted):
+            raise InputError("nothing is asked for: give --membership, --inversion, --neighbours or --attributes")
+        for each in wanted:
+            if each is not None:
+                each.check()
 
 
 def audit_run(
@@ -78,7 +84,9 @@ def audit_run(
 ) -> dict[str, Any]:
     """Attack, and write the run's ``audit.json``: what was measured before and is not asked for now stays in it.
 
-    What takes long is kept in the run's folder ``audit`` as it is done: an audit that was interrupted goes on there.
+    The file is written after each attack, and what takes long is kept in the run's folder ``audit`` as it is done: an audit
+    that was interrupted goes on there. An attack whose result stands in the file already, from the same run with the same
+    settings, is not made again.
 
     Args:
         run: its folder; nothing of the run is changed.
@@ -89,17 +97,16 @@ def audit_run(
         note: hears what a user may want to know.
 
     Returns:
-        What was measured now, as the file holds it: ``membership``.
+        By attack what it finds, as the file holds it. Of several attacks one that the run has nothing for has ``nothing``,
+        which says why.
 
     Raises:
         InputError: nothing was asked for, the folder holds no run that can be attacked, the data are no longer what they were, a
-            client, a round or a view is unknown; one sentence.
+            client, a round or a view is unknown, or there is nothing for the one attack that is asked for; one sentence.
         RunError: a shadow federation came to nothing, or the disk refuses a file.
     """
     run = Path(run)
-    if asked.membership is None:
-        raise InputError("nothing is asked for: give --membership")
-    _check(asked.membership)
+    asked.check()
     check_run(run)
     read_measured(run / AUDIT, VERSION)  # what could not be merged with is refused before hours of work
     experiment = Experiment.read(run / EXPERIMENT)
@@ -110,6 +117,7 @@ def audit_run(
     ):
         device = pick_device(device)
         target = open_target(run, experiment, note)
+        _check_places(target, asked)
 
         def tell(phase: str, done: int, total: int) -> None:
             check()
@@ -123,173 +131,54 @@ def audit_run(
             map=Processes(workers, experiment.threads) if workers > 1 else serial,
             progress=tell,
         )
-        found = {"membership": _membership(target, asked.membership, desk.at("membership"))}
-        # read again: another audit may have ended before this one began
-        write_json(run / AUDIT, {**read_measured(run / AUDIT, VERSION), "version": VERSION, **found})
+        attacks = asked.attacks()
+        return {
+            name: _made(target, name, attack, asdict(getattr(asked, name)), desk.at(name), alone=len(attacks) == 1)
+            for name, attack in attacks.items()
+        }
+
+
+def _check_places(target: Target, asked: Asked) -> None:
+    """That clients and rounds that were named are the run's: before the first attack, as the last may come hours later."""
+    for each in (asked.membership, asked.inversion):
+        if each is not None:
+            target.client(each.client)
+    for one in (asked.membership, asked.inversion, asked.attributes):
+        if one is not None:
+            target.number(one.round)
+
+
+def _made(
+    target: Target, name: str, attack: Attack, settings: Mapping[str, Any], desk: Desk, *, alone: bool
+) -> dict[str, Any]:
+    """What ``attack`` finds, now or in an earlier audit; it is in the file then."""
+    path, identity = target.run / AUDIT, _identity(target, name, settings)
+    measured = read_measured(path, VERSION)  # read again: another audit may have ended before this one began
+    before = measured.get(name)
+    if before is not None and measured.get(IDENTITIES, {}).get(name) == identity and _pictures(target.run, before):
+        return dict(before)
+    try:
+        found = attack(target, desk)
+    except Nothing as error:
+        if alone:
+            raise
+        found = {"nothing": str(error)}
+    identities = {**measured.get(IDENTITIES, {}), name: identity}
+    write_json(path, {**measured, "version": VERSION, name: found, IDENTITIES: identities})
     return found
 
 
-# --- membership --------------------------------------------------------------------------------------------------------
-
-
-def _check(asked: Membership) -> None:
-    for view in asked.views:
-        if view not in VIEWS:
-            raise unknown("--views", view, VIEWS)
-    if not asked.views:
-        raise InputError(f"--views: name at least one of {', '.join(VIEWS)}")
-    if asked.shadows < LEAST_SHADOWS:
-        raise InputError(
-            f"--shadows {asked.shadows}: a likelihood ratio needs {LEAST_SHADOWS} shadow federations at least"
-        )
-
-
-def _membership(target: Target, asked: Membership, desk: Desk) -> dict[str, Any]:
-    client = target.client(asked.client) if SURROGATE in asked.views else None
-    number = target.number(asked.round)
-    pool = pool_of(target, desk.seed.at("pool"))
-    heard = None
-    if client is not None:
-        heard = exchange_of(target, client, number, desk, lambda done, all_: desk.progress("rounds again", done, all_))
-    recipe = _recipe(target, asked) if DISTILLED in asked.views else None
-    missing = {} if recipe is not None or DISTILLED not in asked.views else {DISTILLED: _no_images(target)}
-    wanted = Wanted(final=FINAL in asked.views, client=client, round=number, recipe=recipe)
-    seen = Seen(target.state, None if heard is None else heard.exchange)
-    found, lacking = views(seen, target.federation(), wanted, desk.at("target"))
-    missing |= lacking
-    if not found:
-        raise InputError(f"{target.run}: there is nothing to attack: {'; '.join(missing.values())}")
-    # of shadow federations what there is to compare with
-    wanted = replace(
-        wanted,
-        final=wanted.final and FINAL not in missing,
-        client=None if SURROGATE in missing else client,
-        round=number if heard is None or heard.exchange is None else heard.exchange.number,
-    )
-    shadows = _shadows(target, asked.shadows, pool, wanted, desk)
-    return {
-        "method": target.experiment.algorithm.name,
-        "round": target.rounds,
-        "shadows": len(shadows),
-        "pool": _pool_json(pool),
-        "surrogate": None if SURROGATE in missing or heard is None else _heard_json(heard, client),
-        "recipe": None if recipe is None or DISTILLED in missing else recipe_json(recipe),
-        "about": {name: about.to_json() for name, about in ATTACKS.items()},
-        "views": [_attacked(target, view, pool, shadows, desk) for view in found],
-        "missing": missing,
-    }
-
-
-def _recipe(target: Target, asked: Membership) -> Recipe | None:
-    """How the attacker trains on the distilled images; None where there are none."""
-    sets = target.state.members("synthetic")
-    if not sets:
-        return None
-    fields = training_fields(target.run, target.experiment)
-    return recipe_of(fields, epochs=asked.epochs, lr=asked.lr, rates=rates_of(sets))
-
-
-def _no_images(target: Target) -> str:
-    if not target.experiment.algorithm.may_distil:
-        return f"'{target.experiment.algorithm.name}' distils no images"
-    return f"after round {target.rounds} the server holds no distilled images"
-
-
-def _shadows(target: Target, count: int, pool: Pool, wanted: Wanted, desk: Desk) -> list[Shadow]:
-    """Of ``count`` shadow federations those that are kept, and the others, which are run."""
-    identity = _identity(target, pool, wanted)
-    plan = Plan(
-        federation=target.federation(),
-        pool=pool,
-        sites={
-            client: Site(site.train.take([]), site.validation, site.test) for client, site in target.parts.sites.items()
-        },
-        wanted=wanted,
-        folder=target.run / AUDITED / f"membership-{identity[:12]}",
-        identity=identity,
-        device=desk.device,
-    )
-    found = {number: shadow for number in range(count) if (shadow := kept(plan.folder, number, identity)) is not None}
-    due = [number for number in range(count) if number not in found]
-    done = len(found)
-    desk.progress("shadow federations", done, count)
-    for shadow in run_shadows(plan, _jobs(target, due, desk.seed.at("shadow")), desk):
-        found[shadow.number] = shadow
-        done += 1
-        desk.progress("shadow federations", done, count)
-    return [found[number] for number in range(count)]
-
-
-def _jobs(target: Target, numbers: Sequence[int], seed: Seed) -> Iterator[Job]:
-    """Made when they are taken: a start may hold several large networks."""
-    parts = target.parts
-    for number in numbers:
-        own = seed.at(number)
-        another = replace(target.experiment, seed=own.at("start").number)
-        yield Job(number, own, another.beginning(parts.algorithm, parts.world, tuple(parts.sites), parts.cohort))
-
-
-def _identity(target: Target, pool: Pool, wanted: Wanted) -> str:
-    """A hash of all that decides the scores of shadow federations but their numbers."""
-    images = hashlib.sha256(pool.shard.images.numpy().tobytes())
-    for array in (pool.shard.labels.numpy(), pool.owner, pool.strata, pool.member, pool.played):
-        images.update(array.tobytes())
+def _identity(target: Target, name: str, settings: Mapping[str, Any]) -> str:
     plain = {
         "version": VERSION,
         "run": dict(target.parts.identity),
         "rounds": target.rounds,
-        "pool": images.hexdigest(),
-        "final": wanted.final,
-        "client": wanted.client,
-        "round": None if wanted.client is None else wanted.round,
-        "recipe": None if wanted.recipe is None else asdict(wanted.recipe),
+        "attack": name,
+        "settings": settings,
     }
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _attacked(target: Target, view: View, pool: Pool, shadows: Sequence[Shadow], desk: Desk) -> dict[str, Any]:
-    rows = pool.of(view.client)
-    network = view.trained.module()
-    in_play = pool.shard.take(rows.nonzero()[0].tolist())
-    gradients: Any
-    try:
-        gradients = gradient_norms(
-            network,
-            in_play,
-            device=desk.device,
-            progress=lambda done, total: desk.progress(f"gradients of {view.name}", done, total),
-        )
-    except (RuntimeError, NotImplementedError) as error:  # of a user's own network
-        gradients = f"gradients of single images cannot be taken of this network ({str(error).splitlines()[0][:200]})"
-    member = pool.member
-    sides = {"member_accuracy": rows & member, "other_accuracy": rows & ~member}
-    accuracies = {
-        name: score(network, pool.shard.take(side.nonzero()[0].tolist()), device=desk.device).accuracy
-        for name, side in sides.items()
-    }
-    phi = confidences([view], pool, desk.device)[view.name]
-    seed = desk.seed.at("density", view.name)
-    return {
-        "view": view.name,
-        "client": view.client,
-        "accuracy": score(network, target.parts.data.test, device=desk.device).accuracy,
-        **accuracies,
-        **attack_view(phi, shadows, view.name, member, rows, gradients=gradients, seed=seed),
-    }
-
-
-def _pool_json(pool: Pool) -> dict[str, int]:
-    return {
-        "members": int((pool.played & pool.member).sum()),
-        "others": int((pool.played & ~pool.member).sum()),
-        "not_in_play": int((~pool.played).sum()),
-    }
-
-
-def _heard_json(heard: Heard, client: str | None) -> dict[str, Any]:
-    return {
-        "client": client,
-        "round": None if heard.exchange is None else heard.exchange.number,
-        "source": heard.source,
-        "same_bits": heard.same_bits,
-    }
+def _pictures(run: Path, found: Mapping[str, Any]) -> bool:
+    """Whether what was found can be taken as it stands: its pictures are there, and it is not that there was nothing."""
+    return "nothing" not in found and all((run / picture).is_file() for picture in found.get("pictures", ()))

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedstill.algorithms.union import join_sets
-from fedstill.algorithms.virtual import OnVirtual, kept_set
 from fedstill.data.shard import Shard
-from fedstill.engines.memory import Memory
 from fedstill.errors import InputError, suggestion
 from fedstill.evaluate.clients import compare, place
 from fedstill.evaluate.distilled import compare_distilled, place_distilled
@@ -24,9 +22,9 @@ from fedstill.evaluate.features import Space, model_space, pixel_space, random_s
 from fedstill.evaluate.fresh import PLACE, rates_of, read_sets, recipe_json, recipe_of, results_json, train_fresh
 from fedstill.evaluate.networks import named, read_choice
 from fedstill.experiment import Experiment, Parts
-from fedstill.files import numbered, round_stem, write_json
+from fedstill.files import round_stem, write_json
 from fedstill.folder import EVALUATION, EXPERIMENT
-from fedstill.kept import check_data, check_run, kept_round, read_measured, training_fields
+from fedstill.kept import VirtualSets, check_data, check_run, kept_round, read_measured, training_fields, virtual_sets
 from fedstill.models.choice import Choice
 from fedstill.rounds import Desk, serial
 from fedstill.runtime import Processes, pick_device, prepared
@@ -127,19 +125,19 @@ def evaluate_run(
         if asked.mmd or asked.tsne:
             space = _space(run, parts, asked, device)
             train, held = parts.data.train, parts.partition.clients
-            virtual = _virtual(run, experiment, parts)
+            virtual = virtual_sets(run, experiment, parts)
             at = desk.at("images")
             if asked.mmd:
                 found["mmd"] = compare(train, held, space, images=asked.images, desk=at)
                 if virtual is not None:
-                    found["mmd"]["virtual"] = virtual.measured(
-                        lambda own: compare_distilled(train, held, own, space, images=asked.images, desk=at)
+                    found["mmd"]["virtual"] = _measured(
+                        virtual, lambda own: compare_distilled(train, held, own, space, images=asked.images, desk=at)
                     )
             if asked.tsne:
                 found["tsne"] = place(train, held, space, images=asked.images, desk=at)
                 if virtual is not None:
-                    found["tsne"]["virtual"] = virtual.measured(
-                        lambda own: place_distilled(own, space, images=asked.images, desk=at)
+                    found["tsne"]["virtual"] = _measured(
+                        virtual, lambda own: place_distilled(own, space, images=asked.images, desk=at)
                     )
         if asked.fresh is not None and number is not None:
             found["fresh"] = _fresh(run, experiment, parts, asked.fresh, number, desk)
@@ -148,57 +146,15 @@ def evaluate_run(
     return found
 
 
-# --- virtual images --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Virtual:
-    """Clients' own virtual images as their memory holds them after ``round``.
-
-    Attributes:
-        own: by client.
-        round: of the newest checkpoint.
-        initial: they are those that clients began with; else the method has moved them since.
-        missing: why there are none; empty where there are some.
-    """
-
-    own: Mapping[str, Shard]
-    round: int | None
-    initial: bool
-    missing: str
-
-    def measured(self, measure: Callable[[Mapping[str, Shard]], dict[str, Any]]) -> dict[str, Any]:
-        """What ``measure`` finds, or why there is nothing: real images are compared all the same."""
-        if self.missing:
-            return {"missing": self.missing}
-        try:
-            found = measure(self.own)
-        except InputError as error:
-            return {"missing": str(error)}
-        return {"round": self.round, "initial": self.initial, **found}
-
-
-def _virtual(run: Path, experiment: Experiment, parts: Parts) -> _Virtual | None:
-    """None where clients train on their own images as they are."""
-    if not (isinstance(parts.algorithm, OnVirtual) or experiment.algorithm.makes_virtual):
-        return None
-    done = numbered(run / "checkpoints", ".json")
-    memory = Memory(run / "memory")
-    own: dict[str, Shard] = {}
-    if not done:
-        missing = "no round is done yet, so no client has virtual images"
-    elif not (run / "memory").is_dir():
-        missing = f"{run} holds no memory of its clients, so their virtual images stay where the clients are"
-    else:
-        kept = {client: kept_set(memory.read(client, done[-1] + 1), parts.world) for client in parts.partition.clients}
-        own = {client: shard for client, shard in kept.items() if shard is not None}
-        missing = "" if own else "no client's memory holds virtual images"
-    return _Virtual(
-        own=own,
-        round=done[-1] if done else None,
-        initial=not experiment.algorithm.makes_virtual,
-        missing=missing,
-    )
+def _measured(virtual: VirtualSets, measure: Callable[[Mapping[str, Shard]], dict[str, Any]]) -> dict[str, Any]:
+    """What ``measure`` finds, or why there is nothing: real images are compared all the same."""
+    if virtual.missing:
+        return {"missing": virtual.missing}
+    try:
+        found = measure(virtual.own)
+    except InputError as error:
+        return {"missing": str(error)}
+    return {"round": virtual.round, "initial": virtual.initial, **found}
 
 
 # --- fresh networks --------------------------------------------------------------------------------------------------

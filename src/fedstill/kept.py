@@ -1,18 +1,35 @@
-"""What a run left behind, found again: its folder, the round whose synthetic set is meant, whether its data are still there."""
+"""What a run left behind, found again: its folder, the round whose synthetic set is meant, clients' virtual images, whether its
+data are still there.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedstill.algorithms.virtual import OnVirtual, kept_set
+from fedstill.data.shard import Shard
+from fedstill.engines.memory import Memory
 from fedstill.errors import InputError
 from fedstill.experiment import Experiment, Parts
 from fedstill.files import numbered, round_stem
 from fedstill.folder import EXPERIMENT, METRICS, PARTITION
 from fedstill.output import whole_lines
 
-__all__ = ["DATA", "DEALT", "check_data", "check_run", "kept_round", "read_measured", "training_fields"]
+__all__ = [
+    "DATA",
+    "DEALT",
+    "VirtualSets",
+    "check_data",
+    "check_run",
+    "kept_round",
+    "read_measured",
+    "training_fields",
+    "virtual_sets",
+]
 
 DATA, DEALT = "images and labels", "who holds what"
 """What of a run's identity its data are."""
@@ -59,6 +76,46 @@ def training_fields(run: Path, experiment: Experiment) -> dict[str, Any]:
     rows = [json.loads(line) for line in whole_lines(run / METRICS)]
     found: dict[str, Any] = next((row["recipe"] for row in reversed(rows) if isinstance(row.get("recipe"), dict)), {})
     return {**experiment.algorithm.fields(), **found}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VirtualSets:
+    """Clients' own virtual images as their memory holds them after ``round``.
+
+    Attributes:
+        own: by client.
+        round: of the newest checkpoint.
+        initial: they are those that clients began with; else the method has moved them since.
+        missing: why there are none; empty where there are some.
+    """
+
+    own: Mapping[str, Shard]
+    round: int | None
+    initial: bool
+    missing: str
+
+
+def virtual_sets(run: Path, experiment: Experiment, parts: Parts) -> VirtualSets | None:
+    """None where clients train on their own images as they are."""
+    if not (isinstance(parts.algorithm, OnVirtual) or experiment.algorithm.makes_virtual):
+        return None
+    done = numbered(run / "checkpoints", ".json")
+    memory = Memory(run / "memory")
+    own: dict[str, Shard] = {}
+    if not done:
+        missing = "no round is done yet, so no client has virtual images"
+    elif not (run / "memory").is_dir():
+        missing = f"{run} holds no memory of its clients, so their virtual images stay where the clients are"
+    else:
+        kept = {client: kept_set(memory.read(client, done[-1] + 1), parts.world) for client in parts.partition.clients}
+        own = {client: shard for client, shard in kept.items() if shard is not None}
+        missing = "" if own else "no client's memory holds virtual images"
+    return VirtualSets(
+        own=own,
+        round=done[-1] if done else None,
+        initial=not experiment.algorithm.makes_virtual,
+        missing=missing,
+    )
 
 
 def read_measured(path: Path, version: int) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from fedstill.bundle import Bundle, Group
 from fedstill.data.grid import grid
@@ -15,7 +17,7 @@ from fedstill.data.shard import hard_labels
 from fedstill.errors import RunError
 from fedstill.files import aside, numbered, round_stem
 
-__all__ = ["append_line", "save_sheet", "save_synthetic", "thinned", "whole_lines"]
+__all__ = ["append_line", "save_pairs", "save_sheet", "save_synthetic", "thinned", "whole_lines"]
 
 
 def append_line(path: Path, line: str) -> None:
@@ -95,3 +97,11 @@ def save_sheet(path: Path, group: Group, classes: tuple[str, ...]) -> None:
     )
     with aside(path) as temporary:
         sheet.save(temporary, format="PNG")
+
+
+def save_pairs(
+    path: Path, above: Float[Tensor, "n c h w"], below: Float[Tensor, "n c h w"], names: tuple[str, str]
+) -> None:
+    """A picture of n pairs of images, one above the other; ``names`` of the two rows."""
+    rows = torch.tensor([0, 1]).repeat_interleave(len(above))
+    save_sheet(path, {"images": torch.cat([above, below]), "labels": rows}, names)

@@ -7,7 +7,7 @@ distilled   a fresh network that learnt from the distilled images alone
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedstill.algorithms.union import join_sets
@@ -28,9 +28,9 @@ __all__ = [
     "VIEWS",
     "Exchange",
     "Federation",
-    "Seen",
     "View",
     "Wanted",
+    "Watched",
     "run_federation",
     "sent_network",
     "views",
@@ -68,16 +68,16 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Watched:
     """What came of a federation.
 
     Attributes:
         state: the server's, after the last round.
-        exchange: the last with the client that was listened to; None where it sent nothing, or nobody was listened to.
+        exchanges: the last with each client that was listened to; one that sent nothing has none.
     """
 
     state: Bundle
-    exchange: Exchange | None
+    exchanges: Mapping[str, Exchange]
 
 
 @dataclass(frozen=True)
@@ -114,20 +114,20 @@ class Wanted:
 
 @dataclass(frozen=True)
 class _Listening:
-    """An engine that keeps what one client last sent to be trained with, up to round ``until``."""
+    """An engine that keeps what some clients last sent to be trained with, up to round ``until``."""
 
     inner: Engine
-    client: str | None
+    listened: frozenset[str]
     until: int
-    heard: list[Exchange] = field(default_factory=list)
+    heard: dict[str, Exchange] = field(default_factory=dict)
 
     def clients(self) -> Sequence[str]:
         return self.inner.clients()
 
     def work(self, number: int, outbox: Mapping[str, Bundle], task: str) -> Iterator[Reply | Failure]:
         for answer in self.inner.work(number, outbox, task):
-            if task == LOCAL and isinstance(answer, Reply) and answer.client == self.client and number <= self.until:
-                self.heard[:] = [Exchange(number, outbox[answer.client], answer.bundle)]
+            if task == LOCAL and isinstance(answer, Reply) and answer.client in self.listened and number <= self.until:
+                self.heard[answer.client] = Exchange(number, outbox[answer.client], answer.bundle)
             yield answer
 
 
@@ -137,10 +137,10 @@ def run_federation(
     *,
     start: Bundle,
     desk: Desk,
-    client: str | None = None,
-    listened: int = 0,
+    listened: Collection[str] = (),
+    until: int = 0,
     progress: Callable[[int], None] = lambda number: None,
-) -> Seen:
+) -> Watched:
     """All rounds, in this process or where ``desk.map`` spreads clients' work; clients' memories are kept in this one.
 
     Args:
@@ -148,14 +148,14 @@ def run_federation(
         sites: data by client.
         start: the server's state before the first round.
         desk: as a run has it: with the run's own seed it gives the run's own bits.
-        client: who is listened to.
-        listened: the last round in which that is done.
+        listened: clients whose messages are kept.
+        until: the last round in which that is done.
         progress: hears of every round that is done.
 
     Raises:
         RunError: in some round no client gave a usable reply.
     """
-    engine = _Listening(LocalEngine(federation.algorithm, sites, desk), client, listened)
+    engine = _Listening(LocalEngine(federation.algorithm, sites, desk), frozenset(listened), until)
     state = start
     for each in rounds(
         federation.algorithm,
@@ -174,7 +174,7 @@ def run_federation(
             )
         state = each.state
         progress(each.number)
-    return Seen(state, next(iter(engine.heard), None))
+    return Watched(state, engine.heard)
 
 
 def sent_network(sent: Bundle, architecture: Architecture) -> Trained | str:
@@ -195,11 +195,11 @@ def sent_network(sent: Bundle, architecture: Architecture) -> Trained | str:
     return Trained(architecture, {name: model[name] for name in whole})
 
 
-def views(seen: Seen, federation: Federation, wanted: Wanted, desk: Desk) -> tuple[list[View], dict[str, str]]:
+def views(watched: Watched, federation: Federation, wanted: Wanted, desk: Desk) -> tuple[list[View], dict[str, str]]:
     """The networks that are attacked, and for each kind of ``wanted`` that there is not, why.
 
     Args:
-        seen: of the federation.
+        watched: of the federation.
         federation: which.
         wanted: what of it.
         desk: its seed decides the fresh network.
@@ -211,22 +211,23 @@ def views(seen: Seen, federation: Federation, wanted: Wanted, desk: Desk) -> tup
     missing: dict[str, str] = {}
     world = federation.world
     if wanted.final:
-        models = federation.algorithm.models(seen.state)
+        models = federation.algorithm.models(watched.state)
         found += [View(f"{FINAL}:{name}", trained) for name, trained in models.items()]
         if not models:
             missing[FINAL] = "no network is the server's"
     if wanted.client is not None:
+        exchange = watched.exchanges.get(wanted.client)
         network = (
             f"'{wanted.client}' sent nothing up to round {wanted.round}"
-            if seen.exchange is None
-            else sent_network(seen.exchange.up, world.architecture)
+            if exchange is None
+            else sent_network(exchange.up, world.architecture)
         )
         if isinstance(network, str):
             missing[SURROGATE] = network
         else:
             found.append(View(f"{SURROGATE}:{wanted.client}", network, wanted.client))
     if wanted.recipe is not None:
-        sets = dict(sorted(seen.state.members("synthetic").items()))
+        sets = dict(sorted(watched.state.members("synthetic").items()))
         if not sets:
             missing[DISTILLED] = "the server's state holds no distilled images"
         else:

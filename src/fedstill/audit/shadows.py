@@ -119,15 +119,15 @@ def _shadow(plan: Plan, job: Job) -> Shadow:
     }
     desk = Desk(job.seed.at("run"), device=plan.device)
     try:
-        seen = run_federation(
+        watched = run_federation(
             plan.federation,
             sites,
             start=job.start,
             desk=desk,
-            client=plan.wanted.client,
-            listened=plan.wanted.round,
+            listened=() if plan.wanted.client is None else (plan.wanted.client,),
+            until=plan.wanted.round,
         )
-        found, _ = views(seen, plan.federation, plan.wanted, desk)
+        found, _ = views(watched, plan.federation, plan.wanted, desk)
     except RunError as error:
         raise RunError(f"shadow federation {job.number}: {error}") from error
     shadow = Shadow(job.number, inside, confidences(found, plan.pool, plan.device))

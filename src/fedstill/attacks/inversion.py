@@ -1,0 +1,184 @@
+"""Inversion on a run: images sought behind a client's update, one that is made of one image or of few, and the one it sent.
+
+An attack that fails on what a client sent says little by itself. So it is made first where it should work: on what the
+client would send after a single step on one image, and on a few, from the network that it received.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedstill.attacked import Nothing, Target, exchange_of, held_out
+from fedstill.attacks.updates import again, no_updates, update_seen
+from fedstill.audit import likeness as alike
+from fedstill.audit.attributes import by_signs, label_of_one, labels_of
+from fedstill.audit.federation import Exchange
+from fedstill.audit.inversion import ASSUMPTIONS, CITATION, Inverted, Inverting, invert
+from fedstill.audit.seen import Seen, update_of
+from fedstill.data.shard import Shard, hard_labels
+from fedstill.errors import Diverged, InputError
+from fedstill.folder import AUDITED
+from fedstill.kept import training_fields, virtual_sets
+from fedstill.output import save_pairs
+from fedstill.rounds import Desk
+from fedstill.train import Recipe
+
+__all__ = ["Inversion", "inversion"]
+
+REAL, VIRTUAL = "real", "virtual"
+_LR = 0.01  # of a re-made step, where the method has no step size of its own; the attack compares directions only
+_TOLD = {"matching_pixel_min", "matching_pixel_max"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inversion:
+    """Inversion of one client's update.
+
+    Attributes:
+        client: whose; None: the first client's.
+        round: the round it is of, or the last one before in which the client sent one; None: the last.
+        images: that are sought at a time, but for the attack on one.
+        steps, restarts: of the search.
+    """
+
+    client: str | None = None
+    round: int | None = None
+    images: int = 8
+    steps: int = 600
+    restarts: int = 1
+
+    def check(self) -> None:
+        """All that can be refused before the run is opened.
+
+        Raises:
+            InputError: a number is below 1.
+        """
+        if self.images < 1:
+            raise InputError(f"--images {self.images}: at least one image is sought")
+        Inverting(steps=self.steps, restarts=self.restarts)
+
+
+class _Case(NamedTuple):
+    """An update that is inverted, the labels with which images are sought, and the images that are really behind it."""
+
+    what: Seen
+    labels: Tensor
+    behind: Shard
+
+
+class _Own(NamedTuple):
+    """What a client trains on, between which values its pixels lie, and by whom the attacker is told."""
+
+    kind: str
+    images: Shard
+    pixels: tuple[float, float]
+    told: str
+
+
+def inversion(asked: Inversion, target: Target, desk: Desk) -> dict[str, Any]:
+    """Images that were found, how alike they are to the true ones, and pictures of both.
+
+    Raises:
+        Nothing: the client sent no update that could be inverted.
+        InputError: the client or the round is unknown, or a kept message is damaged.
+        RunError: a round that is done again fails, or the disk refuses a picture.
+    """
+    client, number = target.client(asked.client), target.number(asked.round)
+    if (why := no_updates(target)) is not None:
+        raise Nothing(why)
+    heard = exchange_of(target, client, number, desk, lambda done, all_: again(desk, done, all_))
+    if heard.exchange is None:
+        raise Nothing(f"'{client}' sent nothing up to round {number}")
+    sent = update_seen(heard.exchange, target)
+    own = _own(target, client, heard.exchange)
+    attack = Inverting(steps=asked.steps, restarts=asked.restarts, pixels=own.pixels)
+    cases: dict[str, Any] = {}
+    for name, case in _cases(target, own, sent, asked.images, desk).items():
+        try:
+            made = case()
+            found = invert(made.what, made.labels, made.behind.normalisation, attack=attack, desk=desk.at(name))
+        # the latter two are torch's, of a user's own network
+        except (InputError, Diverged, RuntimeError, ValueError) as error:
+            cases[name] = {"missing": (str(error).splitlines() or [type(error).__name__])[0][:200]}
+            continue
+        against = _against(target, client, own, made.behind, found, desk.at(name, "likeness"))
+        picture = f"{AUDITED}/inversion-{name}.png"
+        match = against[own.kind]["match"]
+        true, sought = (alike.pixels_of(images) for images in (made.behind.images, found.images))
+        save_pairs(target.run / picture, true[match["true"]], sought[match["found"]], ("true", "found"))
+        cases[name] = found.to_json() | {"behind": len(made.behind), "against": against, "picture": picture}
+    return {
+        "method": target.experiment.algorithm.name,
+        "client": client,
+        "round": heard.exchange.number,
+        "source": heard.source,
+        "same_bits": heard.same_bits,
+        "kind": own.kind,
+        "pixels": list(own.pixels),
+        "pixels_told": own.told,
+        "steps": asked.steps,
+        "restarts": asked.restarts,
+        "citation": CITATION,
+        "assumptions": ASSUMPTIONS,
+        "likeness": {"citation": alike.CITATION, "assumptions": alike.ASSUMPTIONS},
+        "cases": cases,
+        "pictures": [case["picture"] for case in cases.values() if "picture" in case],
+    }
+
+
+def _cases(target: Target, own: _Own, sent: Seen, images: int, desk: Desk) -> dict[str, Callable[[], _Case]]:
+    """By name; each is made when it is attacked."""
+    rows = desk.seed.at("rows").numpy().permutation(len(own.images))[:images].tolist()
+    lr = training_fields(target.run, target.experiment).get("lr", _LR)
+
+    def one() -> _Case:
+        step = _step(sent, own.images.take(rows[:1]), lr, desk)
+        return step._replace(labels=torch.tensor([label_of_one(step.what)]))
+
+    def really() -> _Case:
+        shares = by_signs(sent, images=len(own.images))
+        return _Case(sent, labels_of(shares, min(images, len(own.images))), own.images)
+
+    return {"one": one, "few": lambda: _step(sent, own.images.take(rows), lr, desk), "sent": really}
+
+
+def _step(sent: Seen, behind: Shard, lr: float, desk: Desk) -> _Case:
+    """What the client would send, were these its images, after one step on them all."""
+    recipe = Recipe(epochs=1, lr=lr, batch=len(behind))
+    made = update_of(sent.received, behind, recipe, desk=desk.at("step", len(behind)))
+    return _Case(made, hard_labels(behind.labels), behind)
+
+
+def _against(
+    target: Target, client: str, own: _Own, behind: Shard, found: Inverted, desk: Desk
+) -> dict[str, dict[str, Any]]:
+    """How alike found images are to those behind the update; where these are virtual, to the client's real ones, too."""
+    true = {own.kind: behind} | ({REAL: target.parts.sites[client].train} if own.kind == VIRTUAL else {})
+    others = held_out(target, client)
+    return {
+        kind: alike.likeness(found.images, found.labels, images, others, seed=desk.seed)
+        for kind, images in true.items()
+    }
+
+
+def _own(target: Target, client: str, exchange: Exchange) -> _Own:
+    """The client's training images, which with virtual ones are those of the newest round.
+
+    Raises:
+        Nothing: they are not to be had.
+    """
+    virtual = virtual_sets(target.run, target.experiment, target.parts)
+    if virtual is None:
+        return _Own(REAL, target.parts.sites[client].train, (0.0, 1.0), "photographs")
+    if client not in virtual.own:
+        raise Nothing(virtual.missing or f"the memory of '{client}' holds no virtual images")
+    images = virtual.own[client]
+    if exchange.up.numbers.keys() >= _TOLD:
+        low, high = (exchange.up.numbers[name] for name in sorted(_TOLD, reverse=True))
+        return _Own(VIRTUAL, images, (low, high), "the reply")
+    return _Own(VIRTUAL, images, (images.images.min().item(), images.images.max().item()), "the images")
