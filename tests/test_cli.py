@@ -415,6 +415,14 @@ def test_prior_train_resume_and_sample(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_worker_processes_end_without_a_word(tmp_path):
+    (tmp_path / "tiny.toml").write_text(tiny.experiment(rounds=1).to_toml())
+    command = [sys.executable, "-m", "fedstill", "run", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "run")]
+    done = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True, timeout=300, check=True)
+    assert "Warning" not in done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_leaves_a_run_to_resume_and_says_how(workers, tmp_path):
     file, out = tmp_path / "tiny.toml", tmp_path / "run"

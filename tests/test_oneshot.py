@@ -319,7 +319,7 @@ def test_a_private_run_tells_its_epsilon_and_goes_on_to_the_same_bits(tmp_path, 
     for line in tiny.rows(tmp_path / "straight")[0]["clients"]:
         assert 0 < line["privacy"]["epsilon"] <= 20
         assert line["privacy"]["noise"] > 0
-    assert "By their own word training images are differentially private" in (
+    assert "by the clients’ own word their training images are differentially private" in (
         tmp_path / "straight" / "report.html"
     ).read_text(encoding="utf-8")
     taken, fit_as_is = [], fit

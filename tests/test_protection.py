@@ -28,7 +28,7 @@ WORLD = tiny_world()
 DESK = Desk(Seed.root(0))
 WORK = {"epochs": 2, "lr": 0.1, "batch": 5}
 BUDGET = {"privacy_epsilon": 8.0, "privacy_delta": 1e-3, "privacy_rounds": 2}
-DGM = {"ipc": 1, "distill_steps": 1, "student_steps": 1, "global_epochs": 1, "loss_limit": 1e6, "conditioning": False}
+DGM = {"ipc": 1, "distill_steps": 2, "student_steps": 2, "global_epochs": 1, "lr_features": 10.0, "loss_limit": 1e9}
 METHODS = [(FedAvg, {}), (FedProx, {"mu": 0.1}), (FedAvgM, {}), (FedAdam, {}), (FedDGM, DGM)]
 
 

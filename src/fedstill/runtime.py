@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeVar
@@ -308,6 +307,9 @@ def _born_deaf() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows, where no child inherits either
         yield
         return
+    # imported late: multiprocessing registers what it does at the end when it is imported, and _cut_short is to come after that
+    from multiprocessing.resource_tracker import ensure_running
+
     ensure_running()  # or it is started below, and Python 3.11's takes the mask off
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
