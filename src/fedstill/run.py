@@ -9,7 +9,6 @@ print(done.accuracy)
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from fedstill.models.files import save_model
 from fedstill.output import append_line, save_synthetic, whole_lines
 from fedstill.reporter import Ending, Opening, Reporter, Silent
 from fedstill.rounds import Desk, Failure, Round, rounds
-from fedstill.runtime import describe, interrupts, pick_device, prepared
+from fedstill.runtime import describe, interrupts, pick_device, prepared, ran_out
 from fedstill.seeds import Seed
 from fedstill.settings import read_toml
 from fedstill.trackers import tracked
@@ -148,8 +147,7 @@ def _exhausted(error: MemoryError | RuntimeError) -> str | None:
 
     if isinstance(error, TerminatedWorkerError):
         return "the system ended a worker process, most likely for want of memory: use fewer --workers"
-    # on a CPU torch has no class for it
-    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
+    if ran_out(error):
         return "memory ran out: free some, or use fewer --workers"
     return None
 

@@ -9,6 +9,7 @@ import atexit
 import ctypes
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -36,6 +37,7 @@ __all__ = [
     "pick_device",
     "prepare",
     "prepared",
+    "ran_out",
     "silence",
 ]
 
@@ -201,6 +203,11 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether it says that memory does not suffice: on a CPU torch has no class for it."""
+    return isinstance(error, MemoryError) or bool(re.search("out of memory|can't allocate memory", str(error)))
 
 
 def available_memory() -> int | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from fedstill.errors import InputError, RunError, printable
 from fedstill.generators.inert import Foreign, Machine, Reader, Shell, Unexpected, demand, unknown
+from fedstill.runtime import ran_out
 
 __all__ = ["Network", "memory_for", "read_network"]
 
@@ -125,8 +125,7 @@ def memory_for(path: Path) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # on a CPU torch has no class for it
-        if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
+        if ran_out(error):
             raise RunError(
                 f"{path} is not imported: memory does not suffice; free some, or use a larger machine"
             ) from error
