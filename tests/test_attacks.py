@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,17 @@ import torch
 from PIL import Image
 
 import tiny
+from attacked import finished_run, opened
 from fedstill import folder
 from fedstill.algorithms import ALGORITHMS
-from fedstill.attacked import exchanges_of, held_out, open_target
+from fedstill.attacked import exchanges_of, held_out
 from fedstill.attacks.updates import update_seen
 from fedstill.auditing import Asked, Attributes, Inversion, Membership, Neighbours, audit_run
 from fedstill.cli import invoke
 from fedstill.data.shard import Shard
 from fedstill.errors import InputError
-from fedstill.experiment import Experiment
 from fedstill.method import Method
 from fedstill.rounds import Desk
-from fedstill.run import drive
 from fedstill.seeds import Seed
 from test_contract import OPTIONS
 
@@ -32,14 +32,7 @@ SMALL = {
     "fedlgd": {key: value for key, value in OPTIONS["fedlgd"].items() if key != "virtual"},
 }
 
-
-def finish(out, algorithm=tiny.FEDAVG, **settings):
-    drive(tiny.experiment(algorithm, **{"rounds": 1, **settings}), out=out)
-    return out
-
-
-def opened(run):
-    return open_target(run, Experiment.read(run / folder.EXPERIMENT), print)
+finish = partial(finished_run, rounds=1)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ import pytest
 import torch
 
 import tiny
+from attacked import finished_run, opened
 from fedstill import folder
 from fedstill.algorithms import ALGORITHMS
 from fedstill.algorithms.averaging import FedAvg
-from fedstill.attacked import exchange_of, open_target, pool_of
+from fedstill.attacked import exchange_of, pool_of
 from fedstill.audit.federation import Federation, Wanted
 from fedstill.audit.membership import attack_view
 from fedstill.audit.pool import Labelled, build_pool
@@ -33,7 +35,6 @@ from fedstill.data.shard import Shard
 from fedstill.engines.local import LocalEngine
 from fedstill.engines.recording import Recording, message_path
 from fedstill.errors import InputError
-from fedstill.experiment import Experiment
 from fedstill.method import Method
 from fedstill.rounds import Desk, Reply, Site
 from fedstill.run import drive
@@ -42,14 +43,7 @@ from test_contract import OPTIONS
 
 QUICK = Membership(shadows=3)
 
-
-def finish(out, algorithm=tiny.FEDAVG, **settings):
-    drive(tiny.experiment(algorithm, **{"rounds": 2, **settings}), out=out)
-    return out
-
-
-def opened(run):
-    return open_target(run, Experiment.read(run / folder.EXPERIMENT), print)
+finish = partial(finished_run, rounds=2)
 
 
 @pytest.fixture(scope="module")
