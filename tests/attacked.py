@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 import tiny
 from fedstill import folder
 from fedstill.attacked import open_target
+from fedstill.auditing import Unheard
 from fedstill.data.shard import Normalisation, Shard
 from fedstill.experiment import Experiment
 from fedstill.models.architecture import Architecture
@@ -41,3 +42,10 @@ def finished_run(out, algorithm=tiny.FEDAVG, *, rounds, **settings):
 
 def opened(run):
     return open_target(run, Experiment.read(run / folder.EXPERIMENT), print)
+
+
+class Told(Unheard):
+    """Hears of progress alone."""
+
+    def __init__(self, told):
+        self.progress = told

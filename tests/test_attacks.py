@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import tiny
-from attacked import finished_run, opened
+from attacked import Told, finished_run, opened
 from fedstill import folder
 from fedstill.algorithms import ALGORITHMS
 from fedstill.attacked import exchanges_of, held_out
@@ -220,11 +220,11 @@ def test_an_audit_goes_on_with_the_attacks_that_are_missing(run):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        audit_run(run, asked, progress=interrupt)
+        audit_run(run, asked, hears=Told(interrupt))
     kept = json.loads((run / folder.AUDIT).read_text())
     assert kept["identities"].keys() == {"inversion", "attributes"}
     phases = []
-    found = audit_run(run, asked, progress=lambda phase, done, total: phases.append(phase))
+    found = audit_run(run, asked, hears=Told(lambda phase, done, total: phases.append(phase)))
     assert not any(phase.startswith(("invert", "attributes")) for phase in phases)
     assert "shadow federations" in phases
     assert {name: found[name] for name in ("inversion", "attributes")} == {
@@ -256,7 +256,7 @@ def test_tables(run, capsys):
     assert f"{found['attributes']['readings']['signs']['distance']:.3f}" in captured.out
     for picture in found["inversion"]["pictures"]:
         assert f"picture: {run / picture}" in captured.out
-    assert captured.err == f"written: {run / folder.AUDIT}\n"
+    assert captured.err.endswith(f"\nwritten: {run / folder.AUDIT}; 'fedstill report {run}' shows it\n")
 
 
 def test_tables_of_neighbours(tmp_path, capsys):

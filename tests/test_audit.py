@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import tiny
-from attacked import finished_run, opened
+from attacked import Told, finished_run, opened
 from fedstill import folder
 from fedstill.algorithms import ALGORITHMS
 from fedstill.algorithms.averaging import FedAvg
@@ -171,7 +171,7 @@ def test_an_interrupted_audit_goes_on_to_the_same_numbers(run, audited):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        audit_run(run, Asked(membership=QUICK), progress=interrupt)
+        audit_run(run, Asked(membership=QUICK), hears=Told(interrupt))
     assert not (run / folder.AUDIT).exists()
     kept = sorted((run / folder.AUDITED).rglob("shadow-*.safetensors"))
     assert len(kept) == 2
@@ -368,7 +368,7 @@ def test_tables(run, audited, capsys):
     assert f"{online['targets']['auc']['mean']:.3f} ± {online['targets']['auc']['deviation']:.3f}" in captured.out
     assert "not attacked: 'fedavg' distils no images" in captured.out
     assert "surrogate: what c00 sent in round 2, kept" in captured.out
-    assert captured.err == f"written: {run / folder.AUDIT}\n"
+    assert captured.err.endswith(f"\nwritten: {run / folder.AUDIT}; 'fedstill report {run}' shows it\n")
 
 
 def test_json_and_quiet(run, audited, capsys):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +24,25 @@ from fedstill.data.testing import formed
 from fedstill.engines.recording import message_path
 from fedstill.errors import InputError, unknown
 from fedstill.experiment import Experiment, Parts
-from fedstill.files import numbered
-from fedstill.folder import MESSAGES
+from fedstill.files import numbered, write_json
+from fedstill.folder import AUDITED, MESSAGES
 from fedstill.kept import check_data
 from fedstill.rounds import Desk
 from fedstill.seeds import Seed
 
-__all__ = ["Heard", "Nothing", "Target", "exchange_of", "exchanges_of", "held_out", "open_target", "pool_of"]
+__all__ = [
+    "Heard",
+    "Nothing",
+    "Target",
+    "exchange_of",
+    "exchanges_of",
+    "forget_again",
+    "held_out",
+    "open_target",
+    "pool_of",
+]
+
+_AGAIN, _DONE = "again", "done.json"
 
 
 class Nothing(InputError):
@@ -130,6 +145,8 @@ def exchanges_of(
 ) -> dict[str, Heard]:
     """The last exchange with each client up to round ``number``: as the run kept it, else its rounds are done again.
 
+    What was heard then is kept until :func:`forget_again`, so that the attacks of one audit share it.
+
     Args:
         target: the run.
         clients: who.
@@ -139,7 +156,7 @@ def exchanges_of(
 
     Raises:
         InputError: a kept message is damaged.
-        RunError: a round that is done again fails.
+        RunError: a round that is done again fails, or the disk refuses a message.
     """
     folder = target.run / MESSAGES
     kept = [each for each in numbered(folder, "") if each <= number]
@@ -147,18 +164,55 @@ def exchanges_of(
     due = [client for client in clients if found[client].exchange is None]
     if not due or len(kept) == number:  # of a round that is kept whole, who is not there sent nothing
         return found
+    place = _place_again(target, number)
+    if not (done := _done_again(place)).keys() >= set(due):
+        done = _listen_again(target, place, due, number, desk, progress)
+    there = numbered(place, "")
+    return found | {client: Heard(_kept(place, there, client), "re-run", done[client]) for client in due}
+
+
+def forget_again(run: Path) -> None:
+    """Remove what was heard in rounds that were done again."""
+    shutil.rmtree(run / AUDITED / _AGAIN, ignore_errors=True)
+
+
+def _place_again(target: Target, number: int) -> Path:
+    """Another run, or more rounds of it, have another: whether its last state came again is said with it."""
+    plain = json.dumps([dict(target.parts.identity), target.rounds], sort_keys=True, default=str)
+    return target.run / AUDITED / _AGAIN / f"{hashlib.sha256(plain.encode()).hexdigest()[:12]}-{number}"
+
+
+def _done_again(place: Path) -> dict[str, bool | None]:
+    """By client that was listened to, whether the run's last state came again; empty where nothing whole lies there."""
+    try:
+        found = json.loads((place / _DONE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return dict(found)
+
+
+def _listen_again(
+    target: Target, place: Path, clients: Sequence[str], number: int, desk: Desk, progress: Callable[[int, int], None]
+) -> dict[str, bool | None]:
+    """Do the rounds again, and keep in ``place`` what these clients sent; by client as :func:`_done_again`."""
     progress(0, number)
     watched = run_federation(
         target.federation(number),
         target.parts.sites,
         start=target.parts.start,
         desk=Desk(Seed.root(target.experiment.seed).at("run"), device=desk.device, map=desk.map),
-        listened=due,
+        listened=clients,
         until=number,
         progress=lambda done: progress(done, number),
     )
     same = watched.state.to_bytes() == target.state.to_bytes() if number == target.rounds else None
-    return found | {client: Heard(watched.exchanges.get(client), "re-run", same) for client in due}
+    shutil.rmtree(place, ignore_errors=True)
+    for client, exchange in watched.exchanges.items():
+        exchange.down.save(message_path(place, exchange.number, client, "down"))
+        exchange.up.save(message_path(place, exchange.number, client, "up"))
+    done: dict[str, bool | None] = dict.fromkeys(clients, same)
+    write_json(place / _DONE, done)  # last: a folder without it is not whole
+    return done
 
 
 def _kept(folder: Path, rounds: Sequence[int], client: str) -> Exchange | None:

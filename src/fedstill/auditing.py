@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from fedstill.attacked import Nothing, Target, open_target
+from fedstill.attacked import Nothing, Target, forget_again, open_target
 from fedstill.attacks.attributes import Attributes, attributes
 from fedstill.attacks.inversion import Inversion, inversion
 from fedstill.attacks.membership import Membership, membership
@@ -29,7 +30,17 @@ from fedstill.rounds import Desk, serial
 from fedstill.runtime import Processes, interrupts, pick_device, prepared
 from fedstill.seeds import Seed
 
-__all__ = ["VERSION", "Asked", "Attributes", "Inversion", "Membership", "Neighbours", "audit_run"]
+__all__ = [
+    "VERSION",
+    "Asked",
+    "Attributes",
+    "Hearing",
+    "Inversion",
+    "Membership",
+    "Neighbours",
+    "Unheard",
+    "audit_run",
+]
 
 VERSION = 1
 """Of ``audit.json``."""
@@ -73,14 +84,46 @@ class Asked:
                 each.check()
 
 
+class Hearing(Protocol):
+    """Hears how an audit goes. It must not raise, but for ``KeyboardInterrupt``."""
+
+    def opening(self, attacks: Sequence[str]) -> None:
+        """The run is open, and these attacks are to be made, in this order."""
+
+    def begins(self, attack: str) -> None:
+        """It is made now."""
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """How far a phase of it is, counted in pieces: ``shadow federations``, ``rounds again``, ``updates`` and others."""
+
+    def ended(self, attack: str, found: Mapping[str, Any], seconds: float | None) -> None:
+        """What it found, which stands in the file by now; ``seconds``: None where it stood there before."""
+
+    def note(self, text: str) -> None:
+        """Something that a user may want to know."""
+
+
+class Unheard:
+    """The one that hears, and says nothing."""
+
+    def opening(self, attacks: Sequence[str]) -> None: ...
+
+    def begins(self, attack: str) -> None: ...
+
+    def progress(self, phase: str, done: int, total: int) -> None: ...
+
+    def ended(self, attack: str, found: Mapping[str, Any], seconds: float | None) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
 def audit_run(
     run: str | Path,
     asked: Asked,
     *,
     workers: int | None = None,
     device: str = "auto",
-    progress: Callable[[str, int, int], None] | None = None,
-    note: Callable[[str], None] = lambda text: None,
+    hears: Hearing | None = None,
 ) -> dict[str, Any]:
     """Attack, and write the run's ``audit.json``: what was measured before and is not asked for now stays in it.
 
@@ -93,8 +136,7 @@ def audit_run(
         asked: which attacks.
         workers: processes; None: as many as the run has.
         device: where to compute.
-        progress: ``progress(phase, done, total)``.
-        note: hears what a user may want to know.
+        hears: how it goes.
 
     Returns:
         By attack what it finds, as the file holds it. Of several attacks one that the run has nothing for has ``nothing``,
@@ -106,23 +148,23 @@ def audit_run(
         RunError: a shadow federation came to nothing, or the disk refuses a file.
     """
     run = Path(run)
+    hears = hears or Unheard()
     asked.check()
     check_run(run)
     read_measured(run / AUDIT, VERSION)  # what could not be merged with is refused before hours of work
     experiment = Experiment.read(run / EXPERIMENT)
     with (
         prepared(experiment.threads),
-        locked(run / AUDITED, note=note, who="audit"),
+        locked(run / AUDITED, note=hears.note, who="audit"),
         interrupts() as check,
     ):
         device = pick_device(device)
-        target = open_target(run, experiment, note)
+        target = open_target(run, experiment, hears.note)
         _check_places(target, asked)
 
         def tell(phase: str, done: int, total: int) -> None:
             check()
-            if progress is not None:
-                progress(phase, done, total)
+            hears.progress(phase, done, total)
 
         workers = experiment.engine.workers if workers is None else workers
         desk = Desk(
@@ -132,10 +174,13 @@ def audit_run(
             progress=tell,
         )
         attacks = asked.attacks()
-        return {
-            name: _made(target, name, attack, asdict(getattr(asked, name)), desk.at(name), alone=len(attacks) == 1)
-            for name, attack in attacks.items()
-        }
+        hears.opening(list(attacks))
+        made = {}
+        for name, attack in attacks.items():
+            settings = asdict(getattr(asked, name))
+            made[name] = _made(target, name, attack, settings, desk.at(name), hears, alone=len(attacks) == 1)
+        forget_again(run)  # after all: what is interrupted finds its rounds again there
+        return made
 
 
 def _check_places(target: Target, asked: Asked) -> None:
@@ -149,14 +194,24 @@ def _check_places(target: Target, asked: Asked) -> None:
 
 
 def _made(
-    target: Target, name: str, attack: Attack, settings: Mapping[str, Any], desk: Desk, *, alone: bool
+    target: Target,
+    name: str,
+    attack: Attack,
+    settings: Mapping[str, Any],
+    desk: Desk,
+    hears: Hearing,
+    *,
+    alone: bool,
 ) -> dict[str, Any]:
     """What ``attack`` finds, now or in an earlier audit; it is in the file then."""
     path, identity = target.run / AUDIT, _identity(target, name, settings)
     measured = read_measured(path, VERSION)  # read again: another audit may have ended before this one began
     before = measured.get(name)
     if before is not None and measured.get(IDENTITIES, {}).get(name) == identity and _pictures(target.run, before):
+        hears.ended(name, before, None)
         return dict(before)
+    hears.begins(name)
+    began = time.monotonic()
     try:
         found = attack(target, desk)
     except Nothing as error:
@@ -165,6 +220,7 @@ def _made(
         found = {"nothing": str(error)}
     identities = {**measured.get(IDENTITIES, {}), name: identity}
     write_json(path, {**measured, "version": VERSION, name: found, IDENTITIES: identities})
+    hears.ended(name, found, time.monotonic() - began)
     return found
 
 

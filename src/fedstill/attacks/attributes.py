@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -98,7 +99,7 @@ def _heard(target: Target, number: int, desk: Desk) -> tuple[Mapping[str, Heard]
     if (why := no_updates(target)) is not None:
         return {}, {"updates": why}
     clients = tuple(target.parts.sites)
-    return exchanges_of(target, clients, number, desk, lambda done, all_: again(desk, done, all_)), {}
+    return exchanges_of(target, clients, number, desk, partial(again, desk)), {}
 
 
 def _read_update(

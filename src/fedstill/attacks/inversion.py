@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -91,14 +92,16 @@ def inversion(asked: Inversion, target: Target, desk: Desk) -> dict[str, Any]:
     client, number = target.client(asked.client), target.number(asked.round)
     if (why := no_updates(target)) is not None:
         raise Nothing(why)
-    heard = exchange_of(target, client, number, desk, lambda done, all_: again(desk, done, all_))
+    heard = exchange_of(target, client, number, desk, partial(again, desk))
     if heard.exchange is None:
         raise Nothing(f"'{client}' sent nothing up to round {number}")
     sent = update_seen(heard.exchange, target)
     own = _own(target, client, heard.exchange)
     attack = Inverting(steps=asked.steps, restarts=asked.restarts, pixels=own.pixels)
     cases: dict[str, Any] = {}
-    for name, case in _cases(target, own, sent, asked.images, desk).items():
+    made_of = _cases(target, own, sent, asked.images, desk)
+    for name, case in made_of.items():
+        desk.progress("updates", len(cases), len(made_of))
         try:
             made = case()
             found = invert(made.what, made.labels, made.behind.normalisation, attack=attack, desk=desk.at(name))
@@ -112,6 +115,7 @@ def inversion(asked: Inversion, target: Target, desk: Desk) -> dict[str, Any]:
         true, sought = (alike.pixels_of(images) for images in (made.behind.images, found.images))
         save_pairs(target.run / picture, true[match["true"]], sought[match["found"]], ("true", "found"))
         cases[name] = found.to_json() | {"behind": len(made.behind), "against": against, "picture": picture}
+    desk.progress("updates", len(cases), len(made_of))
     return {
         "method": target.experiment.algorithm.name,
         "client": client,

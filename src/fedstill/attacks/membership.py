@@ -6,9 +6,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from fedstill.attacked import Heard, Nothing, Target, exchange_of, pool_of
+from fedstill.attacks.updates import again
 from fedstill.audit.density import gradient_norms
 from fedstill.audit.federation import DISTILLED, FINAL, SURROGATE, VIEWS, View, Wanted, Watched, views
 from fedstill.audit.membership import ATTACKS, attack_view
@@ -80,7 +82,7 @@ def membership(asked: Membership, target: Target, desk: Desk) -> dict[str, Any]:
     pool = pool_of(target, desk.seed.at("pool"))
     heard = None
     if client is not None:
-        heard = exchange_of(target, client, number, desk, lambda done, all_: desk.progress("rounds again", done, all_))
+        heard = exchange_of(target, client, number, desk, partial(again, desk))
     recipe = _recipe(target, asked) if DISTILLED in asked.views else None
     missing = {} if recipe is not None or DISTILLED not in asked.views else {DISTILLED: _no_images(target)}
     wanted = Wanted(final=FINAL in asked.views, client=client, round=number, recipe=recipe)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fedstill.cli.evaluation import progress_bar
 from fedstill.cli.imports import look_here
 from fedstill.cli.leaks import say_attack
 
@@ -69,7 +68,7 @@ def audit(
     """
     from fedstill.auditing import Asked, Attributes, Inversion, Membership, Neighbours, audit_run
     from fedstill.errors import InputError
-    from fedstill.folder import AUDITED
+    from fedstill.folder import AUDIT, AUDITED
 
     if lr is not None and not lr > 0:
         raise InputError(f"--lr {lr}: it lies above 0")
@@ -90,16 +89,11 @@ def audit(
         attributes=Attributes(round=number) if attributes or everything else None,
     )
     look_here()
+    from fedstill.cli.hearing import hearing  # it draws, which is slow to import
+
     try:
-        with progress_bar(quiet=quiet) as progress:
-            found = audit_run(
-                run,
-                asked,
-                workers=workers,
-                device=device,
-                progress=progress,
-                note=lambda text: typer.echo(text, err=True),
-            )
+        with hearing(quiet=quiet, silent=as_json, say=partial(say_attack, run)) as hears:
+            found = audit_run(run, asked, workers=workers, device=device, hears=hears)
     except KeyboardInterrupt:
         typer.echo(
             f"fedstill: interrupted; what is done is kept in {run / AUDITED}: give the same command again", err=True
@@ -107,15 +101,5 @@ def audit(
         raise typer.Exit(130) from None
     if as_json:
         typer.echo(json.dumps(found, allow_nan=False))
-    elif not quiet:
-        _say(run, found)
-
-
-def _say(run: Path, found: Mapping[str, Any]) -> None:
-    from fedstill.folder import AUDIT
-
-    for number, (name, each) in enumerate(found.items()):
-        if number:
-            typer.echo("")
-        say_attack(run, name, each)
-    typer.echo(f"written: {run / AUDIT}", err=True)
+    if not quiet:
+        typer.echo(f"written: {run / AUDIT}; 'fedstill report {run}' shows it", err=True)

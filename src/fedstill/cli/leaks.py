@@ -10,13 +10,13 @@ import typer
 
 from fedstill.cli.console import percent, say_table
 
-__all__ = ["say_attack"]
+__all__ = ["TITLES", "say_attack"]
 
 
 def say_attack(run: Path, name: str, found: Mapping[str, Any]) -> None:
     """One attack's findings, as ``audit.json`` has them, on standard output."""
     if "nothing" in found:
-        typer.echo(f"{_TITLES[name]}: not attacked: {found['nothing']}")
+        typer.echo(f"{TITLES[name]}: not attacked: {found['nothing']}")
         return
     {
         "membership": _say_membership,
@@ -28,7 +28,7 @@ def say_attack(run: Path, name: str, found: Mapping[str, Any]) -> None:
         typer.echo(f"picture: {run / picture}")
 
 
-_TITLES = {
+TITLES = {
     "membership": "membership inference",
     "inversion": "inversion",
     "neighbours": "nearest neighbours",
@@ -53,7 +53,7 @@ _READINGS = {
 
 def _say_inversion(found: Mapping[str, Any]) -> None:
     typer.echo(
-        f"{_TITLES['inversion']}: {found['method']}, {found['client']} in round {found['round']} ({found['source']}), "
+        f"{TITLES['inversion']}: {found['method']}, {found['client']} in round {found['round']} ({found['source']}), "
         f"{found['steps']} steps, {found['restarts']} {'search' if found['restarts'] == 1 else 'searches'}"
     )
     lines = []
@@ -95,7 +95,7 @@ def _likeness(of: Mapping[str, Any]) -> list[str]:
 def _say_neighbours(found: Mapping[str, Any]) -> None:
     whose = "as the server holds them" if found["source"] == "server" else "virtual ones, which stay with them"
     typer.echo(
-        f"{_TITLES['neighbours']}: {found['method']} after round {found['round']}, distilled images of {found['clients']} "
+        f"{TITLES['neighbours']}: {found['method']} after round {found['round']}, distilled images of {found['clients']} "
         f"{'client' if found['clients'] == 1 else 'clients'}, {whose}"
     )
     lines = []
@@ -121,7 +121,7 @@ def _say_neighbours(found: Mapping[str, Any]) -> None:
 
 
 def _say_attributes(found: Mapping[str, Any]) -> None:
-    typer.echo(f"{_TITLES['attributes']}: {found['method']}, {found['clients']} clients, up to round {found['round']}")
+    typer.echo(f"{TITLES['attributes']}: {found['method']}, {found['clients']} clients, up to round {found['round']}")
     lines = [
         [
             _READINGS[name],
@@ -143,7 +143,7 @@ def _say_attributes(found: Mapping[str, Any]) -> None:
 def _say_membership(found: Mapping[str, Any]) -> None:
     pool = found["pool"]
     typer.echo(
-        f"{_TITLES['membership']}: {found['method']} after round {found['round']}, {found['shadows']} shadow federations, "
+        f"{TITLES['membership']}: {found['method']} after round {found['round']}, {found['shadows']} shadow federations, "
         f"{pool['members']} members and {pool['others']} others"
     )
     for view in found["views"]:
