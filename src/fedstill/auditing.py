@@ -45,6 +45,9 @@ __all__ = [
 VERSION = 1
 """Of ``audit.json``."""
 
+FORM = 2
+"""Of the attacks: what an earlier form of them found is made again, from the same shadow federations."""
+
 IDENTITIES = "identities"
 """Of ``audit.json``: by attack, a hash of all that decides what it finds."""
 
@@ -226,7 +229,7 @@ def _made(
 
 def _identity(target: Target, name: str, settings: Mapping[str, Any]) -> str:
     plain = {
-        "version": VERSION,
+        "form": FORM,
         "run": dict(target.parts.identity),
         "rounds": target.rounds,
         "attack": name,

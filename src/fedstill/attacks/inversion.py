@@ -1,13 +1,15 @@
 """Inversion on a run: images sought behind a client's update, one that is made of one image or of few, and the one it sent.
 
 An attack that fails on what a client sent says little by itself. So it is made first where it should work: on what the
-client would send after a single step on one image, and on a few, from the network that it received.
+client would send after a single step on one image, and on a few, from the network that it received. A client that protects its
+gradients (:mod:`fedstill.privacy`) would clip them and add its noise in that step too, with the σ that it told: so does the
+audit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +28,7 @@ from fedstill.errors import Diverged, InputError
 from fedstill.folder import AUDITED
 from fedstill.kept import training_fields, virtual_sets
 from fedstill.output import save_pairs
+from fedstill.privacy import Privacy
 from fedstill.rounds import Desk
 from fedstill.train import Recipe
 
@@ -99,7 +102,8 @@ def inversion(asked: Inversion, target: Target, desk: Desk) -> dict[str, Any]:
     own = _own(target, client, heard.exchange)
     attack = Inverting(steps=asked.steps, restarts=asked.restarts, pixels=own.pixels)
     cases: dict[str, Any] = {}
-    made_of = _cases(target, own, sent, asked.images, desk)
+    privacy = _privacy(target, heard.exchange)
+    made_of = _cases(target, own, sent, asked.images, privacy, desk)
     for name, case in made_of.items():
         desk.progress("updates", len(cases), len(made_of))
         try:
@@ -127,6 +131,7 @@ def inversion(asked: Inversion, target: Target, desk: Desk) -> dict[str, Any]:
         "pixels_told": own.told,
         "steps": asked.steps,
         "restarts": asked.restarts,
+        "protection": None if privacy is None else asdict(privacy),
         "citation": CITATION,
         "assumptions": ASSUMPTIONS,
         "likeness": {"citation": alike.CITATION, "assumptions": alike.ASSUMPTIONS},
@@ -135,26 +140,35 @@ def inversion(asked: Inversion, target: Target, desk: Desk) -> dict[str, Any]:
     }
 
 
-def _cases(target: Target, own: _Own, sent: Seen, images: int, desk: Desk) -> dict[str, Callable[[], _Case]]:
+def _privacy(target: Target, exchange: Exchange) -> Privacy | None:
+    """How the client made the update private, by its own word; None where it did not."""
+    noise = exchange.up.numbers.get("noise")
+    clip = training_fields(target.run, target.experiment).get("privacy_clip")
+    return None if noise is None or clip is None else Privacy(float(noise), float(clip))
+
+
+def _cases(
+    target: Target, own: _Own, sent: Seen, images: int, privacy: Privacy | None, desk: Desk
+) -> dict[str, Callable[[], _Case]]:
     """By name; each is made when it is attacked."""
     rows = desk.seed.at("rows").numpy().permutation(len(own.images))[:images].tolist()
     lr = training_fields(target.run, target.experiment).get("lr", _LR)
 
     def one() -> _Case:
-        step = _step(sent, own.images.take(rows[:1]), lr, desk)
+        step = _step(sent, own.images.take(rows[:1]), lr, privacy, desk)
         return step._replace(labels=torch.tensor([label_of_one(step.what)]))
 
     def really() -> _Case:
         shares = by_signs(sent, images=len(own.images))
         return _Case(sent, labels_of(shares, min(images, len(own.images))), own.images)
 
-    return {"one": one, "few": lambda: _step(sent, own.images.take(rows), lr, desk), "sent": really}
+    return {"one": one, "few": lambda: _step(sent, own.images.take(rows), lr, privacy, desk), "sent": really}
 
 
-def _step(sent: Seen, behind: Shard, lr: float, desk: Desk) -> _Case:
+def _step(sent: Seen, behind: Shard, lr: float, privacy: Privacy | None, desk: Desk) -> _Case:
     """What the client would send, were these its images, after one step on them all."""
     recipe = Recipe(epochs=1, lr=lr, batch=len(behind))
-    made = update_of(sent.received, behind, recipe, desk=desk.at("step", len(behind)))
+    made = update_of(sent.received, behind, recipe, privacy=privacy, desk=desk.at("step", len(behind)))
     return _Case(made, hard_labels(behind.labels), behind)
 
 

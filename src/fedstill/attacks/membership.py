@@ -10,7 +10,9 @@ from functools import partial
 from typing import Any
 
 from fedstill.attacked import Heard, Nothing, Target, exchange_of, pool_of
+from fedstill.attacks.claims import claim_of, claims_of
 from fedstill.attacks.updates import again
+from fedstill.audit.bounds import CITATION, RATES, Claim
 from fedstill.audit.density import gradient_norms
 from fedstill.audit.federation import DISTILLED, FINAL, SURROGATE, VIEWS, View, Wanted, Watched, views
 from fedstill.audit.membership import ATTACKS, attack_view
@@ -99,6 +101,8 @@ def membership(asked: Membership, target: Target, desk: Desk) -> dict[str, Any]:
         round=number if heard is None or heard.exchange is None else heard.exchange.number,
     )
     shadows = _shadows(target, asked.shadows, pool, wanted, desk)
+    claims = {view.name: _claim(target, view, wanted.round) for view in found}
+    looks = len(RATES) * len(ATTACKS) * sum(claim is not None for claim in claims.values())
     return {
         "method": target.experiment.algorithm.name,
         "round": target.rounds,
@@ -107,7 +111,8 @@ def membership(asked: Membership, target: Target, desk: Desk) -> dict[str, Any]:
         "surrogate": None if SURROGATE in missing or heard is None else _heard_json(heard, client),
         "recipe": None if recipe is None or DISTILLED in missing else recipe_json(recipe),
         "about": {name: about.to_json() for name, about in ATTACKS.items()},
-        "views": [_attacked(target, view, pool, shadows, desk) for view in found],
+        "privacy": {"citation": CITATION, "looks": looks} if looks else None,
+        "views": [_attacked(target, view, pool, shadows, claims[view.name], looks, desk) for view in found],
         "missing": missing,
     }
 
@@ -179,7 +184,14 @@ def _identity(target: Target, pool: Pool, wanted: Wanted) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _attacked(target: Target, view: View, pool: Pool, shadows: Sequence[Shadow], desk: Desk) -> dict[str, Any]:
+def _claim(target: Target, view: View, heard: int) -> Claim | None:
+    """Of a client's message as of its round, of what the server has as of the last."""
+    return claim_of(claims_of(target, target.rounds if view.client is None else heard), view.client)
+
+
+def _attacked(
+    target: Target, view: View, pool: Pool, shadows: Sequence[Shadow], claim: Claim | None, looks: int, desk: Desk
+) -> dict[str, Any]:
     rows = pool.of(view.client)
     network = view.trained.module()
     in_play = pool.shard.take(rows.nonzero()[0].tolist())
@@ -206,7 +218,8 @@ def _attacked(target: Target, view: View, pool: Pool, shadows: Sequence[Shadow],
         "client": view.client,
         "accuracy": score(network, target.parts.data.test, device=desk.device).accuracy,
         **accuracies,
-        **attack_view(phi, shadows, view.name, member, rows, gradients=gradients, seed=seed),
+        "claim": None if claim is None else asdict(claim),
+        **attack_view(phi, shadows, view.name, member, rows, gradients=gradients, seed=seed, claim=claim, looks=looks),
     }
 
 

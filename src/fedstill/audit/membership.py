@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean, stdev
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
+from fedstill.audit.bounds import Claim, against
 from fedstill.audit.density import density_ratio
 from fedstill.audit.lira import ENOUGH, offline, online
 from fedstill.audit.roc import auc, curve, thinned_curve, tpr_at, tpr_json
@@ -81,6 +83,8 @@ def attack_view(
     *,
     gradients: Float[Array, " k"] | str,
     seed: Seed,
+    claim: Claim | None = None,
+    looks: int = 1,
 ) -> dict[str, Any]:
     """Every attack on one view.
 
@@ -92,30 +96,33 @@ def attack_view(
         rows: which the attacks are measured on; k of them.
         gradients: log norms of their gradients, or why there are none.
         seed: draws the halves of the density attack.
+        claim: the guarantee that the network is under; None: none.
+        looks: as :func:`fedstill.audit.bounds.against` has it.
 
     Returns:
-        ``shadows``, how many; ``attacks`` by name, each with ``auc``, ``tpr`` by FPR, ``roc``, ``members`` and ``others``, or
-        ``missing``, why there is none. Attacks by shadows have ``targets`` too: the same attack on every shadow federation in
-        turn, by the others.
+        ``shadows``, how many; ``attacks`` by name, each with ``auc``, ``tpr`` by FPR, ``roc``, ``members`` and ``others``, and
+        under a guarantee ``bound``; or ``missing``, why there is none. Attacks by shadows have ``targets`` too: the same attack
+        on every shadow federation in turn, by the others.
     """
     there = [each for each in shadows if name in each.confidence]
     phi = np.stack([each.confidence[name][rows] for each in there]) if there else np.zeros((0, int(rows.sum())))
     inside = np.stack([each.inside[rows] for each in there]) if there else np.zeros(phi.shape, np.bool_)
     mine, truth = target[rows], member[rows]
     own = len(there) >= ENOUGH
+    measured = partial(_measured, claim=claim, looks=looks)
     found: dict[str, Any] = {}
     for attack, score in _LIRA.items():
         scores = score(mine, phi, inside, own)
-        found[attack] = _measured(scores, truth)
+        found[attack] = measured(scores, truth)
         if "missing" not in found[attack]:
             found[attack]["targets"] = _targets(_sides(score, phi, inside, own=own))
-    found["confidence"] = _measured(mine, truth)
+    found["confidence"] = measured(mine, truth)
     if isinstance(gradients, str):
         found["density"] = {"missing": gradients}
     elif min(truth.sum(), (~truth).sum()) < 4:
         found["density"] = {"missing": "kernel densities need four members and four others at least"}
     else:
-        found["density"] = _measured(density_ratio(gradients, truth, seed), truth)
+        found["density"] = measured(density_ratio(gradients, truth, seed), truth)
     return {"shadows": len(there), "own_variance": own, "attacks": found}
 
 
@@ -132,7 +139,7 @@ _Score = Callable[[Array, Array, Mask, bool], Array]
 _LIRA: Mapping[str, _Score] = MappingProxyType({"lira_online": _online, "lira_offline": _offline})
 
 
-def _measured(scores: Array, member: Mask) -> dict[str, Any]:
+def _measured(scores: Array, member: Mask, *, claim: Claim | None, looks: int) -> dict[str, Any]:
     known = np.isfinite(scores)
     ours, others = scores[known & member], scores[known & ~member]
     if min(len(ours), len(others)) < 2:
@@ -144,6 +151,7 @@ def _measured(scores: Array, member: Mask) -> dict[str, Any]:
         "auc": auc(ours, others).to_json(),
         "tpr": tpr_json(ours, others),
         "roc": {"fpr": roc.fpr.tolist(), "tpr": roc.tpr.tolist()},
+        **({} if claim is None else {"bound": against(ours, others, claim, looks=looks)}),
     }
 
 

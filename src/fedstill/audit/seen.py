@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fedstill.bundle import Bundle, Group
 from fedstill.data.shard import Shard
 from fedstill.errors import InputError
+from fedstill.privacy import Privacy
 from fedstill.rounds import Desk, Trained
 from fedstill.seeds import Seed
 from fedstill.train import Recipe, fit
@@ -52,11 +53,15 @@ def seen(received: Trained, reply: Bundle) -> Seen:
     return Seen(received, change)
 
 
-def update_of(received: Trained, shard: Shard, recipe: Recipe, *, desk: Desk) -> Seen:
+def update_of(received: Trained, shard: Shard, recipe: Recipe, *, privacy: Privacy | None = None, desk: Desk) -> Seen:
     """What a client that holds ``shard`` alone would send: what an audit that re-runs a client attacks.
+
+    Args:
+        privacy: how the client protects its gradients; None: it does not.
 
     Raises:
         Diverged: its training diverged.
+        MissingExtra: the package that differential privacy needs is not installed.
     """
-    fitted = fit(received.module(), shard, recipe, seed=desk.seed, device=desk.device)
+    fitted = fit(received.module(), shard, recipe, seed=desk.seed, device=desk.device, privacy=privacy)
     return seen(received, Bundle().put(model={name: tensor.cpu() for name, tensor in fitted.tensors.items()}))

@@ -56,6 +56,10 @@ def _say_inversion(found: Mapping[str, Any]) -> None:
         f"{TITLES['inversion']}: {found['method']}, {found['client']} in round {found['round']} ({found['source']}), "
         f"{found['steps']} steps, {found['restarts']} {'search' if found['restarts'] == 1 else 'searches'}"
     )
+    if (own := found.get("protection")) is not None:
+        typer.echo(
+            f"gradients are clipped to {own['clip']:g} and have noise of {own['noise']:.2f} of that, as the client's have"
+        )
     lines = []
     for name, case in found["cases"].items():
         if "missing" in case:
@@ -169,8 +173,36 @@ def _say_view(view: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     attacks = {about[name]["title"]: each for name, each in view["attacks"].items()}
     say_table("", ["attack", "AUC", "TPR at 1 % FPR", "other targets"], [_line(*each) for each in attacks.items()])
     rare = {title: each["tpr"]["0.001"] for title, each in attacks.items() if "missing" not in each}
+    _say_bounds(view, attacks)
     if told := [f"{title} {_estimate(rate)}" for title, rate in rare.items() if "missing" not in rate]:
         typer.echo(f"TPR at 0.1 % FPR: {'; '.join(told)}")
+
+
+def _say_bounds(view: Mapping[str, Any], attacks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Whether attacks show more than the guarantee that the network is under, where there is one."""
+    if (claim := view.get("claim")) is None:
+        return
+    typer.echo(
+        f"guaranteed: epsilon = {claim['epsilon']:.3g} at delta = {claim['delta']:g}, of an image that counts or does not"
+    )
+    lines = []
+    for title, each in attacks.items():
+        bound = each.get("bound", {"rates": {}, "shown": None, "exceeds": None})
+        lines.append([title, _shown(bound), *(_allowed(bound["rates"].get(rate)) for rate in ("0.01", "0.1"))])
+    say_table("", ["attack", "shows epsilon", "TPR at 1 % FPR", "at 10 % FPR"], lines)
+
+
+def _shown(bound: Mapping[str, Any]) -> str:
+    if bound["shown"] is None:
+        return "–"
+    return f"≥ {bound['shown']:.2f}, {'MORE THAN GUARANTEED' if bound['exceeds'] else 'not more'}"
+
+
+def _allowed(rate: Mapping[str, Any] | None) -> str:
+    """The rate found, and what the guarantee allows where images are exchanged, as they are in an audit."""
+    if rate is None or "missing" in rate:
+        return "–"
+    return f"{percent(rate['tpr'])} of {percent(rate['allowed_exchanged'])}"
 
 
 def _line(title: str, found: Mapping[str, Any]) -> list[str]:
