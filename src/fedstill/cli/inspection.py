@@ -222,11 +222,15 @@ def report(
     svg: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write every chart there as SVG.", show_default=False)
     ] = None,
+    audit_pictures: Annotated[
+        bool,
+        typer.Option("--audit-pictures", help="Put the pictures of audits on the page: they show training images."),
+    ] = False,
 ) -> None:
     """Write one page that compares runs."""
     from fedstill.report import write_report
 
-    write_report(runs, out, csv=csv, latex=latex, markdown=markdown, png=png, svg=svg)
+    write_report(runs, out, csv=csv, latex=latex, markdown=markdown, png=png, svg=svg, audit_pictures=audit_pictures)
     for written in (out, csv, latex, markdown, png, svg):
         if written is not None:
             typer.echo(f"written: {written}", err=True)

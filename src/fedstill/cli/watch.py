@@ -107,9 +107,9 @@ def _over(folder: Path) -> bool:
 
 
 def _look(run: Path) -> _Look:
-    from fedstill.folder import EVALUATION, METRICS
+    from fedstill.folder import AUDIT, EVALUATION, METRICS
 
-    return _Look(run, tuple(_stamp(run / name) for name in (METRICS, EVALUATION)), _finished(run))
+    return _Look(run, tuple(_stamp(run / name) for name in (METRICS, EVALUATION, AUDIT)), _finished(run))
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:

@@ -1,7 +1,7 @@
 """One self-contained HTML page of one or more runs: no network, one file to keep or to send.
 
 finding.py                              folders → the runs that they stand for
-reading.py  rows.py  runs.py  evaluated.py      a run's folder → frozen values; what cannot be read is named
+reading.py  rows.py  runs.py  evaluated.py  audited.py   a run's folder → frozen values; what cannot be read is named
 groups.py  roles.py                     runs that differ in their seed alone → one group; what groups are to each other
 networks.py  layout.py                  which network a figure is of, and where it stands in a table
 series.py                               the look of every curve
@@ -39,12 +39,13 @@ def write_report(
     markdown: Path | None = None,
     png: Path | None = None,
     svg: Path | None = None,
+    audit_pictures: bool = False,
 ) -> None:
     """Write the page of ``runs`` to ``out``, whole or not at all; and its tables and charts as files, where folders are given.
 
     Every number comes from the runs' ``metrics.jsonl``, ``experiment.toml``, ``partition.json``, ``summary.json`` and
-    ``evaluation.json``, and what a prior was trained on from its file's card; the same files give the same page, byte for
-    byte. Runs whose settings differ in the seed alone are shown as one, with mean and sample standard deviation. What is
+    ``evaluation.json`` and ``audit.json``, and what a prior was trained on from its file's card; the same files give the same
+    page, byte for byte. Runs whose settings differ in the seed alone are shown as one, with mean and sample standard deviation. What is
     damaged or missing is named on the page.
 
     Args:
@@ -54,6 +55,7 @@ def write_report(
         csv: folder for every table, see :func:`fedstill.report.export.write_csv`.
         latex, markdown: folders for the tables that a paper prints, as booktabs tabulars and as Markdown.
         png, svg: folders for the charts.
+        audit_pictures: whether the page has the pictures of audits, which show training images.
 
     Raises:
         InputError: no folder is given, one is not a run and holds none, or a file stands where a folder is to be, or a folder
@@ -68,7 +70,7 @@ def write_report(
         if folder is not None:
             export.check(folder, option)
     read = [read_run(folder) for folder in find(runs)]
-    page = build(read, live=live)
+    page = build(read, live=live, audit_pictures=audit_pictures)
     write_text(out, render(page))
     if csv is not None:
         export.write_csv(page, called(read), csv)

@@ -14,6 +14,7 @@ from fedstill.report.fresh import fresh
 from fedstill.report.groups import Group, gather, title
 from fedstill.report.holdings import holdings
 from fedstill.report.images import images
+from fedstill.report.leaks import leaks
 from fedstill.report.matching import failures, matching
 from fedstill.report.nodes import nodes
 from fedstill.report.pareto import pareto
@@ -34,8 +35,14 @@ _NAMES = 5  # groups that the title names one by one; of more, it names their me
 _MOST_NAMES = 8
 
 
-def build(runs: Sequence[Run], *, live: int | None = None) -> Page:
-    """The page of ``runs``; ``live``: seconds after which a browser should read it again."""
+def build(runs: Sequence[Run], *, live: int | None = None, audit_pictures: bool = False) -> Page:
+    """The page of ``runs``.
+
+    Args:
+        runs: in their order.
+        live: seconds after which a browser should read it again.
+        audit_pictures: whether pictures of audits are on it, which show training images.
+    """
     groups, notes = gather(runs)
     counted = [run for group in groups for run in group.runs]
     labels = _run_labels(groups, runs)
@@ -49,7 +56,7 @@ def build(runs: Sequence[Run], *, live: int | None = None) -> Page:
         verdict=verdict(groups),
         footing=" ".join(filter(None, (_footing(groups), total(counted, labels)))),
         notes=(*facts.mismatch(counted), *_seeds(groups), *notes, *missing),
-        sections=tuple(_sections(runs, groups, labels)),
+        sections=tuple(_sections(runs, groups, labels, audit_pictures=audit_pictures)),
         live=live,
     )
 
@@ -68,7 +75,9 @@ def _title(groups: Sequence[Group], runs: Sequence[Run]) -> str:
     return ", ".join(names) if more < 2 else f"{', '.join(names[:_MOST_NAMES])} and {more} more"
 
 
-def _sections(runs: Sequence[Run], groups: Sequence[Group], labels: Mapping[int, str]) -> Iterator[Section]:
+def _sections(
+    runs: Sequence[Run], groups: Sequence[Group], labels: Mapping[int, str], *, audit_pictures: bool
+) -> Iterator[Section]:
     lines = series(groups)
     counted = [run for group in groups for run in group.runs]
     own = domains(groups)
@@ -90,6 +99,7 @@ def _sections(runs: Sequence[Run], groups: Sequence[Group], labels: Mapping[int,
         matching(groups, labels),
         nodes(groups, labels),
         private(groups, labels),
+        leaks(groups, labels, pictures=audit_pictures),
         theory(groups),
         fresh(groups),
     )

@@ -247,6 +247,7 @@ class Tile:
         width, height: of the picture, in pixels.
         rows: name of each row's class, and whether the client holds it (None where that is not known).
         note: what the picture leaves out; empty where it shows everything.
+        spoken: what a screen reader says in its place, where it is no client's set.
     """
 
     client: str
@@ -255,6 +256,7 @@ class Tile:
     height: int
     rows: tuple[tuple[str, bool | None], ...]
     note: str = ""
+    spoken: str = ""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from fedstill.report.parts import Album, Sheet, Tile
 from fedstill.report.runs import Run
 from fedstill.report.spread import spread
 
-__all__ = ["BUDGET", "albums", "spaces"]
+__all__ = ["BUDGET", "albums", "framed", "spaces"]
 
 BUDGET = 1_800_000
 """Bytes of PNG that one page may hold; base64 makes four of three."""
@@ -33,6 +33,7 @@ _COLUMNS = 10
 _FEW = 4  # columns, down to which they are given up before rounds are
 _SMALL = 64  # pixels, to whose side larger images are reduced
 _SIDE = 1024  # pixels; a file that claims more is damaged or not ours
+_WIDEST = 8192  # pixels of an audit's picture
 _PNG = 150  # bytes, of a picture with nothing in it
 _DAMAGED = "the file of its images is damaged"
 
@@ -117,6 +118,19 @@ def spaces(runs: Mapping[str, Run], budget: int = BUDGET) -> list[Album]:
     names = "\n".join(str(file.path.resolve()) for file in files)
     key = f"spaces-{hashlib.sha256(names.encode()).hexdigest()[:8]}"
     return [_album(key, "By latent space", "space", files, budget, droppable=False)[0]]
+
+
+def framed(path: Path, name: str, spoken: str) -> Tile:
+    """A picture of a run's folder as it is; without one where it is not there or is none, which its note says."""
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            width, height = image.size
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return Tile(name, None, 0, 0, (), "is not there, or is damaged")
+    if max(width, height) > _WIDEST:
+        return Tile(name, None, 0, 0, (), "is too large for a page")
+    return Tile(name, f"data:image/png;base64,{base64.b64encode(content).decode()}", width, height, (), spoken=spoken)
 
 
 def _album(key: str, title: str, by: str, files: Sequence[_File], share: int, *, droppable: bool) -> tuple[Album, int]:

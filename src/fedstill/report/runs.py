@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fedstill.errors import InputError
+from fedstill.report.audited import Audited, read_audited
 from fedstill.report.evaluated import Evaluated, read_evaluated
 from fedstill.report.reading import (
     Table,
@@ -65,6 +66,7 @@ class Run:
         rows: by round, ascending.
         summary: as ``summary.json`` holds it; empty where it cannot be read.
         evaluated: what ``fedstill evaluate`` measured afterwards.
+        audited: what ``fedstill audit`` found afterwards.
         missing: one sentence for each thing that could not be read.
     """
 
@@ -75,6 +77,7 @@ class Run:
     rows: tuple[Row, ...]
     summary: Table
     evaluated: Evaluated
+    audited: Audited
     missing: tuple[str, ...]
 
     @property
@@ -163,6 +166,7 @@ def read_run(folder: Path) -> Run:
         rows=rows,
         summary=summary or {},
         evaluated=read_evaluated(folder / "evaluation.json", missing),
+        audited=read_audited(folder / "audit.json", missing),
         missing=tuple(missing),
     )
 
