@@ -45,8 +45,8 @@ def write_report(
 
     Every number comes from the runs' ``metrics.jsonl``, ``experiment.toml``, ``partition.json``, ``summary.json`` and
     ``evaluation.json`` and ``audit.json``, and what a prior was trained on from its file's card; the same files give the same
-    page, byte for byte. Runs whose settings differ in the seed alone are shown as one, with mean and sample standard deviation. What is
-    damaged or missing is named on the page.
+    page, byte for byte. Runs whose settings differ in the seed alone are shown as one, with mean and sample standard deviation.
+    What is damaged or missing is named on the page.
 
     Args:
         runs: folders that ``fedstill run`` wrote, or that hold such, as a sweep's; the page keeps their order.
