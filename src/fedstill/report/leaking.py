@@ -72,7 +72,10 @@ def _line(run: Run) -> tuple[tuple[Cell, ...], list[tuple[str, str]]]:
         cells.percent(next(iter(last.values()), None)),
         dash if auc is None else Cell(f"{auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})", auc.value),
         dash if tpr is None else Cell(words.percent(tpr.value), tpr.value),
-        *(dash if each is None else Cell(f"{each.found:.3f}", each.found) for each in likeness.values()),
+        *(
+            dash if each is None else Cell(f"{each.found:.3f}".replace("-", "−"), each.found)
+            for each in likeness.values()
+        ),
         dash if gap is None else Cell(f"{gap.gap:.3f}", gap.gap),
         cells.figure(max(epsilon)) if epsilon else cells.word("none"),
         cells.size(sum(each or 0 for each in ups)) if ups and None not in ups else dash,

@@ -284,7 +284,8 @@ def _inversion(key: str, found: Inverted, label: str) -> Iterator[Block]:
 def _likeness(line: Likeness, value: float | None) -> Cell:
     if value is None:
         return Cell(words.DASH)
-    return Cell(f"{value:.1f} dB" if line.measure == "psnr" else f"{value:.3f}", value)
+    text = f"{value:.1f} dB" if line.measure == "psnr" else f"{value:.3f}"
+    return Cell(text.replace("-", "−"), value)
 
 
 def _neighbours(key: str, found: Near, label: str) -> Iterator[Block]:
@@ -322,8 +323,8 @@ def _attributes(key: str, found: Readings, label: str) -> Iterator[Block]:
             Cell(
                 words.DASH
                 if each.gain is None
-                else f"{each.gain:+.3f}"
-                + ("" if each.interval is None else f" ({each.interval[0]:+.3f} to {each.interval[1]:+.3f})"),
+                else _signed(each.gain)
+                + ("" if each.interval is None else f" ({_signed(each.interval[0])} to {_signed(each.interval[1])})"),
                 each.gain,
             ),
         )
@@ -342,6 +343,10 @@ def _attributes(key: str, found: Readings, label: str) -> Iterator[Block]:
         key,
         tuple(About(_READINGS.get(each.title, each.title), each.citation, each.assumptions) for each in found.about),
     )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------------
