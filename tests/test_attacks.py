@@ -15,15 +15,20 @@ import tiny
 from attacked import Told, finished_run, opened
 from fedstill import folder
 from fedstill.algorithms import ALGORITHMS
-from fedstill.attacked import exchanges_of, held_out
+from fedstill.algorithms.virtual import kept_set
+from fedstill.attacked import exchanges_of, held_out, memory_of
 from fedstill.attacks.updates import update_seen
+from fedstill.audit.seen import update_of
 from fedstill.auditing import Asked, Attributes, Inversion, Membership, Neighbours, audit_run
 from fedstill.cli import invoke
 from fedstill.data.shard import Shard
+from fedstill.engines.memory import Memory
 from fedstill.errors import InputError
 from fedstill.method import Method
+from fedstill.privacy import Privacy
 from fedstill.rounds import Desk
 from fedstill.seeds import Seed
+from fedstill.train import Recipe
 from test_contract import OPTIONS
 
 QUICK = Inversion(steps=3, images=4)
@@ -171,6 +176,76 @@ def test_virtual_images_under_another_method_are_the_clients(tmp_path):
     (run / folder.AUDIT).unlink()
     with pytest.raises(InputError, match="holds no memory of its clients"):
         audit_run(run, Asked(neighbours=Neighbours()))
+
+
+def test_the_network_of_the_first_round_is_attacked_too(tmp_path):
+    run = finish(tmp_path / "run", rounds=2)
+    found = audit_run(run, Asked(inversion=Inversion(steps=40, images=2)))["inversion"]
+    assert list(found["cases"]) == ["first", "one", "few", "sent"]
+    assert found["cases"]["first"]["images"] == 1
+    assert found["cases"]["first"]["labels"] == found["cases"]["one"]["labels"]  # of the same image
+    assert found["pictures"][0] == "audit/inversion-first.png"
+    earlier = audit_run(run, Asked(inversion=Inversion(steps=40, images=2, round=1)))["inversion"]
+    assert list(earlier["cases"]) == ["one", "few", "sent"]  # it is the round itself
+
+
+def test_virtual_images_of_an_earlier_round_are_sought(tmp_path):
+    fedlgd = {"name": "fedlgd", **SMALL["fedlgd"]}
+    long, short = (
+        finish(tmp_path / str(rounds), fedlgd, rounds=rounds, virtual={"ipc": 2, "steps": 2}) for rounds in (4, 1)
+    )
+    target = opened(long)
+    memory = memory_of(target, "c00", 1, Desk(Seed.root(9)), lambda done, total: None)
+    own, then, now = (
+        kept_set(each, target.parts.world).images
+        for each in (memory, Memory(short / "memory").read("c00", 2), Memory(long / "memory").read("c00", 5))
+    )
+    assert torch.equal(own, then)
+    assert not torch.equal(own, now)
+    found = audit_run(long, Asked(inversion=Inversion(steps=2, images=2, round=1)))["inversion"]
+    assert found["pixels"] == audit_run(short, Asked(inversion=Inversion(steps=2, images=2)))["inversion"]["pixels"]
+    assert not (long / folder.AUDITED / "again").exists()
+
+
+def test_a_client_that_protects_its_gradients_is_attacked_with_its_noise(tmp_path, capsys):
+    pytest.importorskip("opacus")
+    private = {**tiny.FEDAVG, "privacy_epsilon": 4.0, "privacy_delta": 1e-2, "privacy_clip": 0.5, "privacy_rounds": 1}
+    run = finish(tmp_path / "run", private)
+    asked = Asked(inversion=QUICK, membership=Membership(shadows=2))
+    found = audit_run(run, asked)
+    noise = tiny.rows(run)[0]["clients"][0]["privacy"]["noise"]
+    assert found["inversion"]["protection"] == {"noise": noise, "clip": 0.5}
+    target = opened(run)
+    heard = exchanges_of(target, ("c00",), 1, Desk(Seed.root(9)), lambda done, total: None)["c00"]
+    received = update_seen(heard.exchange, target).received
+    image, recipe = target.parts.sites["c00"].train.take([0]), Recipe(epochs=1, lr=1.0, batch=1)
+
+    def moved(privacy):
+        change = update_of(received, image, recipe, privacy=privacy, desk=Desk(Seed.root(1))).change
+        return torch.cat([tensor.flatten() for tensor in change.values()])
+
+    # a step of length 1 on the clipped gradient, and noise of 0.5 σ in each of its coordinates
+    assert moved(Privacy(0.0, 0.5)).norm() <= 0.5 + 1e-5
+    assert (moved(Privacy(noise, 0.5)) - moved(Privacy(0.0, 0.5))).std() == pytest.approx(0.5 * noise, rel=0.1)
+    # what its attacks show against its word
+    members = found["membership"]
+    assert members["privacy"]["looks"] == 2 * 4 * len(members["views"])
+    for view in members["views"]:
+        assert view["claim"] == {
+            "epsilon": max(client["privacy"]["epsilon"] for client in tiny.rows(run)[0]["clients"])
+            if view["client"] is None
+            else tiny.rows(run)[0]["clients"][0]["privacy"]["epsilon"],
+            "delta": 1e-2,
+        }
+        assert all(each["bound"]["exceeds"] in (None, False) for each in view["attacks"].values() if "bound" in each)
+    assert (
+        invoke(["audit", str(run), "--membership", "--inversion", "--shadows", "2", "--steps", "3", "--images", "4"])
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "gradients are clipped to 0.5 and have noise of" in out
+    assert "guaranteed: epsilon = " in out
+    assert "not more" in out
 
 
 def test_norms_that_stay_with_clients_leave_nothing_to_retrace(tmp_path):

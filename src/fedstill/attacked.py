@@ -21,6 +21,7 @@ from fedstill.bundle import Bundle
 from fedstill.data.shard import Shard
 from fedstill.data.sources import load
 from fedstill.data.testing import formed
+from fedstill.engines.memory import Memory
 from fedstill.engines.recording import message_path
 from fedstill.errors import InputError, unknown
 from fedstill.experiment import Experiment, Parts
@@ -38,6 +39,7 @@ __all__ = [
     "exchanges_of",
     "forget_again",
     "held_out",
+    "memory_of",
     "open_target",
     "pool_of",
 ]
@@ -171,6 +173,22 @@ def exchanges_of(
     return found | {client: Heard(_kept(place, there, client), "re-run", done[client]) for client in due}
 
 
+def memory_of(target: Target, client: str, number: int, desk: Desk, progress: Callable[[int, int], None]) -> Bundle:
+    """What a client remembered after round ``number``: as the run kept it, else its rounds are done again.
+
+    Raises:
+        InputError: what is kept is damaged.
+        RunError: as :func:`exchanges_of`.
+    """
+    kept = Memory(target.run / "memory")
+    if number in kept.versions(client):
+        return kept.read(client, number + 1)
+    place = _place_again(target, number)
+    if client not in _done_again(place):
+        _listen_again(target, place, (client,), number, desk, progress)
+    return Bundle.open(_memory_again(place, client))
+
+
 def forget_again(run: Path) -> None:
     """Remove what was heard in rounds that were done again."""
     shutil.rmtree(run / AUDITED / _AGAIN, ignore_errors=True)
@@ -180,6 +198,10 @@ def _place_again(target: Target, number: int) -> Path:
     """Another run, or more rounds of it, have another: whether its last state came again is said with it."""
     plain = json.dumps([dict(target.parts.identity), target.rounds], sort_keys=True, default=str)
     return target.run / AUDITED / _AGAIN / f"{hashlib.sha256(plain.encode()).hexdigest()[:12]}-{number}"
+
+
+def _memory_again(place: Path, client: str) -> Path:
+    return place / "memory" / f"{client}.safetensors"
 
 
 def _done_again(place: Path) -> dict[str, bool | None]:
@@ -210,6 +232,8 @@ def _listen_again(
     for client, exchange in watched.exchanges.items():
         exchange.down.save(message_path(place, exchange.number, client, "down"))
         exchange.up.save(message_path(place, exchange.number, client, "up"))
+    for client, memory in watched.memories.items():
+        memory.save(_memory_again(place, client))
     done: dict[str, bool | None] = dict.fromkeys(clients, same)
     write_json(place / _DONE, done)  # last: a folder without it is not whole
     return done

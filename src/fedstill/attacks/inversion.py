@@ -1,7 +1,8 @@
 """Inversion on a run: images sought behind a client's update, one that is made of one image or of few, and the one it sent.
 
 An attack that fails on what a client sent says little by itself. So it is made first where it should work: on what the
-client would send after a single step on one image, and on a few, from the network that it received. A client that protects its
+client would send after a single step on one image, and on a few, from the network that it received; and, where that has learnt
+already, from the one with which the run began, for a network that knows its images well moves little. A client that protects its
 gradients (:mod:`fedstill.privacy`) would clip them and add its noise in that step too, with the σ that it told: so does the
 audit.
 """
@@ -16,11 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedstill.attacked import Nothing, Target, exchange_of, held_out
+from fedstill.algorithms.virtual import kept_set
+from fedstill.attacked import Nothing, Target, exchange_of, held_out, memory_of
 from fedstill.attacks.updates import again, no_updates, update_seen
 from fedstill.audit import likeness as alike
 from fedstill.audit.attributes import by_signs, label_of_one, labels_of
-from fedstill.audit.federation import Exchange
+from fedstill.audit.federation import Exchange, sent_network
 from fedstill.audit.inversion import ASSUMPTIONS, CITATION, Inverted, Inverting, invert
 from fedstill.audit.seen import Seen, update_of
 from fedstill.data.shard import Shard, hard_labels
@@ -29,7 +31,7 @@ from fedstill.folder import AUDITED
 from fedstill.kept import training_fields, virtual_sets
 from fedstill.output import save_pairs
 from fedstill.privacy import Privacy
-from fedstill.rounds import Desk
+from fedstill.rounds import Desk, Trained
 from fedstill.train import Recipe
 
 __all__ = ["Inversion", "inversion"]
@@ -53,7 +55,7 @@ class Inversion:
     client: str | None = None
     round: int | None = None
     images: int = 8
-    steps: int = 600
+    steps: int = 2400
     restarts: int = 1
 
     def check(self) -> None:
@@ -99,11 +101,12 @@ def inversion(asked: Inversion, target: Target, desk: Desk) -> dict[str, Any]:
     if heard.exchange is None:
         raise Nothing(f"'{client}' sent nothing up to round {number}")
     sent = update_seen(heard.exchange, target)
-    own = _own(target, client, heard.exchange)
+    own = _own(target, client, heard.exchange, desk)
     attack = Inverting(steps=asked.steps, restarts=asked.restarts, pixels=own.pixels)
     cases: dict[str, Any] = {}
     privacy = _privacy(target, heard.exchange)
-    made_of = _cases(target, own, sent, asked.images, privacy, desk)
+    first = _first(target, client) if heard.exchange.number > 1 else None
+    made_of = _cases(target, own, first, sent, asked.images, privacy, desk)
     for name, case in made_of.items():
         desk.progress("updates", len(cases), len(made_of))
         try:
@@ -147,28 +150,47 @@ def _privacy(target: Target, exchange: Exchange) -> Privacy | None:
     return None if noise is None or clip is None else Privacy(float(noise), float(clip))
 
 
+def _first(target: Target, client: str) -> Trained | str:
+    """The network that the client was sent in round 1, or why it is not had."""
+    start = target.parts.start.put({"round": 1})
+    return sent_network(target.parts.algorithm.broadcast(start, client), target.parts.world.architecture)
+
+
 def _cases(
-    target: Target, own: _Own, sent: Seen, images: int, privacy: Privacy | None, desk: Desk
+    target: Target,
+    own: _Own,
+    first: Trained | str | None,
+    sent: Seen,
+    images: int,
+    privacy: Privacy | None,
+    desk: Desk,
 ) -> dict[str, Callable[[], _Case]]:
-    """By name; each is made when it is attacked."""
+    """By name; each is made when it is attacked. ``first``: another network than the one that was received; None: none."""
     rows = desk.seed.at("rows").numpy().permutation(len(own.images))[:images].tolist()
     lr = training_fields(target.run, target.experiment).get("lr", _LR)
 
-    def one() -> _Case:
-        step = _step(sent, own.images.take(rows[:1]), lr, privacy, desk)
+    def one(received: Trained | str) -> _Case:
+        if isinstance(received, str):
+            raise InputError(received)
+        step = _step(received, own.images.take(rows[:1]), lr, privacy, desk)
         return step._replace(labels=torch.tensor([label_of_one(step.what)]))
 
     def really() -> _Case:
         shares = by_signs(sent, images=len(own.images))
         return _Case(sent, labels_of(shares, min(images, len(own.images))), own.images)
 
-    return {"one": one, "few": lambda: _step(sent, own.images.take(rows), lr, privacy, desk), "sent": really}
+    return {
+        **({} if first is None else {"first": lambda: one(first)}),
+        "one": lambda: one(sent.received),
+        "few": lambda: _step(sent.received, own.images.take(rows), lr, privacy, desk),
+        "sent": really,
+    }
 
 
-def _step(sent: Seen, behind: Shard, lr: float, privacy: Privacy | None, desk: Desk) -> _Case:
+def _step(received: Trained, behind: Shard, lr: float, privacy: Privacy | None, desk: Desk) -> _Case:
     """What the client would send, were these its images, after one step on them all."""
     recipe = Recipe(epochs=1, lr=lr, batch=len(behind))
-    made = update_of(sent.received, behind, recipe, privacy=privacy, desk=desk.at("step", len(behind)))
+    made = update_of(received, behind, recipe, privacy=privacy, desk=desk.at("step", len(behind)))
     return _Case(made, hard_labels(behind.labels), behind)
 
 
@@ -184,8 +206,8 @@ def _against(
     }
 
 
-def _own(target: Target, client: str, exchange: Exchange) -> _Own:
-    """The client's training images, which with virtual ones are those of the newest round.
+def _own(target: Target, client: str, exchange: Exchange, desk: Desk) -> _Own:
+    """The client's training images, which with virtual ones are those of the exchange's round.
 
     Raises:
         Nothing: they are not to be had.
@@ -193,9 +215,12 @@ def _own(target: Target, client: str, exchange: Exchange) -> _Own:
     virtual = virtual_sets(target.run, target.experiment, target.parts)
     if virtual is None:
         return _Own(REAL, target.parts.sites[client].train, (0.0, 1.0), "photographs")
-    if client not in virtual.own:
+    images = virtual.own.get(client)
+    if not virtual.initial and exchange.number != virtual.round:  # the method moves them from round to round
+        memory = memory_of(target, client, exchange.number, desk, partial(again, desk))
+        images = kept_set(memory, target.parts.world)
+    if images is None:
         raise Nothing(virtual.missing or f"the memory of '{client}' holds no virtual images")
-    images = virtual.own[client]
     if exchange.up.numbers.keys() >= _TOLD:
         low, high = (exchange.up.numbers[name] for name in sorted(_TOLD, reverse=True))
         return _Own(VIRTUAL, images, (low, high), "the reply")

@@ -74,10 +74,12 @@ class Watched:
     Attributes:
         state: the server's, after the last round.
         exchanges: the last with each client that was listened to; one that sent nothing has none.
+        memories: what these clients remember at the end; one that remembers nothing has an empty one.
     """
 
     state: Bundle
     exchanges: Mapping[str, Exchange]
+    memories: Mapping[str, Bundle] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,8 @@ def run_federation(
     Raises:
         RunError: in some round no client gave a usable reply.
     """
-    engine = _Listening(LocalEngine(federation.algorithm, sites, desk), frozenset(listened), until)
+    local = LocalEngine(federation.algorithm, sites, desk)
+    engine = _Listening(local, frozenset(listened), until)
     state = start
     for each in rounds(
         federation.algorithm,
@@ -174,7 +177,8 @@ def run_federation(
             )
         state = each.state
         progress(each.number)
-    return Watched(state, engine.heard)
+    memories = {client: local.memory.read(client, federation.rounds + 1) for client in listened}
+    return Watched(state, engine.heard, memories)
 
 
 def sent_network(sent: Bundle, architecture: Architecture) -> Trained | str:

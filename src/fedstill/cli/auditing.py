@@ -53,7 +53,7 @@ def audit(
         float | None, typer.Option(help="Step size of those networks. Default: the run's own.", show_default=False)
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Of --inversion: sought at a time, beside one alone.")] = 8,
-    steps: Annotated[int, typer.Option(min=1, help="Of --inversion: of each search; the paper has 4800.")] = 600,
+    steps: Annotated[int, typer.Option(min=1, help="Of --inversion: of each search; the paper has 4800.")] = 2400,
     restarts: Annotated[int, typer.Option(min=1, help="Of --inversion: searches, of which the best is taken.")] = 1,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that work. Default: the run's own.", show_default=False)

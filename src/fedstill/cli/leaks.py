@@ -35,6 +35,7 @@ TITLES = {
     "attributes": "class histograms",
 }
 _CASES = {
+    "first": "round 1, {}",
     "one": "one step, {}",
     "few": "one step, {}",
     "sent": "sent, {} of {}",

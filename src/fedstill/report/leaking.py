@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from fedstill.report import cells, words
-from fedstill.report.audited import Attack, View
+from fedstill.report.audited import Attack, Inverted, Likeness, View
 from fedstill.report.parts import Block, Cell, Grid, Text
 from fedstill.report.runs import Run
 
 __all__ = ["compared"]
 
+_CASES = {"one": ("first", "one"), "sent": ("sent",)}
+"""Updates by column: a step on one image is made from the network of the last round and from that of the first."""
 _FINAL, _PIXELS = "final", "pixels"
 _SAY = (
     "AUC and TPR: of the attack with the highest AUC on the run’s final network, which is named; the best of several looks "
@@ -52,7 +54,7 @@ def _line(run: Run) -> tuple[tuple[Cell, ...], list[tuple[str, str]]]:
         lacking.append(("membership", its.why_not("membership") if its.membership is None else "no final network"))
     elif "0.01" not in strongest.tpr:
         lacking.append(("TPR", "fewer than 100 images that nobody trained on"))
-    likeness = {case: its.inversion.of(case, "ssim") if its.inversion else None for case in ("one", "sent")}
+    likeness = {case: _found(its.inversion, case) for case in _CASES}
     if its.inversion is None:
         lacking.append(("inversion", its.why_not("inversion")))
     else:
@@ -80,6 +82,14 @@ def _line(run: Run) -> tuple[tuple[Cell, ...], list[tuple[str, str]]]:
         cells.figure(max(epsilon)) if epsilon else cells.word("none"),
         cells.size(sum(each or 0 for each in ups)) if ups and None not in ups else dash,
     ), lacking
+
+
+def _found(inverted: Inverted | None, case: str) -> Likeness | None:
+    """The highest SSIM of the updates that stand for ``case``."""
+    if inverted is None:
+        return None
+    known = [each for name in _CASES[case] if (each := inverted.of(name, "ssim")) is not None]
+    return max(known, key=lambda each: each.found, default=None)
 
 
 def _strongest(run: Run) -> Attack | None:

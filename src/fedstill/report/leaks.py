@@ -35,7 +35,12 @@ _TITLES = {
     "neighbours": "Nearest neighbours",
     "attributes": "Class histograms",
 }
-_CASES = {"one": "one step on one image", "few": "one step on a few", "sent": "as sent"}
+_CASES = {
+    "first": "one step on one image, round 1",
+    "one": "one step on one image",
+    "few": "one step on a few",
+    "sent": "as sent",
+}
 _READINGS = {
     "signs": "update: signs (LLG)",
     "bias": "update: bias",
