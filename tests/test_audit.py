@@ -26,6 +26,7 @@ from fedstill.attacked import exchange_of, pool_of
 from fedstill.audit.federation import Federation, Wanted
 from fedstill.audit.membership import attack_view
 from fedstill.audit.pool import Labelled, build_pool
+from fedstill.audit.queries import queries
 from fedstill.audit.shadows import Job, Plan, run_shadows
 from fedstill.auditing import Asked, Membership, audit_run
 from fedstill.bundle import Bundle
@@ -279,6 +280,30 @@ def test_clients_of_a_domain_draw_from_their_domain(tmp_path):
     assert (pool.strata % 3 == pool.shard.labels.numpy()).all()
 
 
+def test_several_queries_an_image(run, audited):
+    found = audit_run(run, Asked(membership=Membership(shadows=3, queries=2)))["membership"]
+    first = audited[0]["membership"]
+    assert (found["queries"], first["queries"]) == (2, 1)
+    for mine, before in zip(found["views"], first["views"], strict=True):
+        assert mine["attacks"]["confidence"] == before["attacks"]["confidence"]
+        assert mine["attacks"]["lira_online"] != before["attacks"]["lira_online"]
+        assert mine["attacks"]["lira_online"]["members"] == before["attacks"]["lira_online"]["members"]
+    with pytest.raises(InputError, match="--queries 11: an image has 1 to 10"):
+        audit_run(run, Asked(membership=Membership(queries=11)))
+
+
+def test_queries_are_the_image_and_its_copies(run):
+    shard = opened(run).parts.sites["c00"].train.take([0, 1])
+    asked = list(queries(shard, 10))
+    assert asked[0].images.equal(shard.images)
+    assert asked[5].images.equal(shard.images.flip(3))
+    right = asked[1].images
+    assert right[..., 1:].equal(shard.images[..., :-1])
+    assert right[..., 0].equal(shard.images[..., 0])
+    assert asked[3].images[..., 1:, :].equal(shard.images[..., :-1, :])
+    assert len({each.images.numpy().tobytes() for each in asked}) == 10
+
+
 # --- messages ------------------------------------------------------------------------------------------------------------
 
 
@@ -436,5 +461,6 @@ def test_ctrl_c_says_how_to_go_on(run):
     said = tiny.interrupt(process)
     assert process.returncode == 130
     assert (
-        said == f"fedstill: interrupted; what is done is kept in {run / folder.AUDITED}: give the same command again\n"
+        said.splitlines()[-1]
+        == f"fedstill: interrupted; what is done is kept in {run / folder.AUDITED}: give the same command again"
     )

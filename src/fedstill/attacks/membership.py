@@ -17,6 +17,7 @@ from fedstill.audit.density import gradient_norms
 from fedstill.audit.federation import DISTILLED, FINAL, SURROGATE, VIEWS, View, Wanted, Watched, views
 from fedstill.audit.membership import ATTACKS, attack_view
 from fedstill.audit.pool import Pool
+from fedstill.audit.queries import MOST
 from fedstill.audit.shadows import Job, Plan, Shadow, confidences, kept, run_shadows
 from fedstill.errors import InputError, unknown
 from fedstill.evaluate.fresh import rates_of, recipe_json, recipe_of
@@ -45,6 +46,7 @@ class Membership:
         client: whose message the surrogate is; None: the first client's.
         round: the round it is of, or the last one before in which the client sent one; None: the last.
         epochs, lr: of the networks on distilled images, instead of the run's own.
+        queries: of an image by LiRA, as :func:`fedstill.audit.queries.queries` makes them.
     """
 
     shadows: int = 16
@@ -53,12 +55,13 @@ class Membership:
     round: int | None = None
     epochs: int | None = None
     lr: float | None = None
+    queries: int = 1
 
     def check(self) -> None:
         """All that can be refused before the run is opened.
 
         Raises:
-            InputError: a view is unknown, there is none, or the shadows are too few.
+            InputError: a view is unknown, there is none, the shadows are too few, or there are no such queries.
         """
         for view in self.views:
             if view not in VIEWS:
@@ -69,6 +72,8 @@ class Membership:
             raise InputError(
                 f"--shadows {self.shadows}: a likelihood ratio needs {LEAST_SHADOWS} shadow federations at least"
             )
+        if not 1 <= self.queries <= MOST:
+            raise InputError(f"--queries {self.queries}: an image has 1 to {MOST} of them")
 
 
 def membership(asked: Membership, target: Target, desk: Desk) -> dict[str, Any]:
@@ -100,19 +105,22 @@ def membership(asked: Membership, target: Target, desk: Desk) -> dict[str, Any]:
         client=None if SURROGATE in missing else client,
         round=number if heard is None or heard.exchange is None else heard.exchange.number,
     )
-    shadows = _shadows(target, asked.shadows, pool, wanted, desk)
+    shadows = _shadows(target, asked, pool, wanted, desk)
     claims = {view.name: _claim(target, view, wanted.round) for view in found}
     looks = len(RATES) * len(ATTACKS) * sum(claim is not None for claim in claims.values())
     return {
         "method": target.experiment.algorithm.name,
         "round": target.rounds,
         "shadows": len(shadows),
+        "queries": asked.queries,
         "pool": _pool_json(pool),
         "surrogate": None if SURROGATE in missing or heard is None else _heard_json(heard, client),
         "recipe": None if recipe is None or DISTILLED in missing else recipe_json(recipe),
         "about": {name: about.to_json() for name, about in ATTACKS.items()},
         "privacy": {"citation": CITATION, "looks": looks} if looks else None,
-        "views": [_attacked(target, view, pool, shadows, claims[view.name], looks, desk) for view in found],
+        "views": [
+            _attacked(target, view, pool, shadows, claims[view.name], looks, asked.queries, desk) for view in found
+        ],
         "missing": missing,
     }
 
@@ -132,9 +140,9 @@ def _no_images(target: Target) -> str:
     return f"after round {target.rounds} the server holds no distilled images"
 
 
-def _shadows(target: Target, count: int, pool: Pool, wanted: Wanted, desk: Desk) -> list[Shadow]:
-    """Of ``count`` shadow federations those that are kept, and the others, which are run."""
-    identity = _identity(target, pool, wanted)
+def _shadows(target: Target, asked: Membership, pool: Pool, wanted: Wanted, desk: Desk) -> list[Shadow]:
+    """Of the shadow federations those that are kept, and the others, which are run."""
+    count, identity = asked.shadows, _identity(target, pool, wanted, asked.queries)
     plan = Plan(
         federation=target.federation(),
         pool=pool,
@@ -145,6 +153,7 @@ def _shadows(target: Target, count: int, pool: Pool, wanted: Wanted, desk: Desk)
         folder=target.run / AUDITED / f"membership-{identity[:12]}",
         identity=identity,
         device=desk.device,
+        queries=asked.queries,
     )
     found = {number: shadow for number in range(count) if (shadow := kept(plan.folder, number, identity)) is not None}
     due = [number for number in range(count) if number not in found]
@@ -166,7 +175,7 @@ def _jobs(target: Target, numbers: Sequence[int], seed: Seed) -> Iterator[Job]:
         yield Job(number, own, another.beginning(parts.algorithm, parts.world, tuple(parts.sites), parts.cohort))
 
 
-def _identity(target: Target, pool: Pool, wanted: Wanted) -> str:
+def _identity(target: Target, pool: Pool, wanted: Wanted, queries: int) -> str:
     """A hash of all that decides the scores of shadow federations but their numbers."""
     images = hashlib.sha256(pool.shard.images.numpy().tobytes())
     for array in (pool.shard.labels.numpy(), pool.owner, pool.strata, pool.member, pool.played):
@@ -180,6 +189,7 @@ def _identity(target: Target, pool: Pool, wanted: Wanted) -> str:
         "client": wanted.client,
         "round": None if wanted.client is None else wanted.round,
         "recipe": None if wanted.recipe is None else asdict(wanted.recipe),
+        **({} if queries == 1 else {"queries": queries}),
     }
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -190,7 +200,14 @@ def _claim(target: Target, view: View, heard: int) -> Claim | None:
 
 
 def _attacked(
-    target: Target, view: View, pool: Pool, shadows: Sequence[Shadow], claim: Claim | None, looks: int, desk: Desk
+    target: Target,
+    view: View,
+    pool: Pool,
+    shadows: Sequence[Shadow],
+    claim: Claim | None,
+    looks: int,
+    queries: int,
+    desk: Desk,
 ) -> dict[str, Any]:
     rows = pool.of(view.client)
     network = view.trained.module()
@@ -211,7 +228,7 @@ def _attacked(
         name: score(network, pool.shard.take(side.nonzero()[0].tolist()), device=desk.device).accuracy
         for name, side in sides.items()
     }
-    phi = confidences([view], pool, desk.device)[view.name]
+    phi = confidences([view], pool, desk.device, queries)[view.name]
     seed = desk.seed.at("density", view.name)
     return {
         "view": view.name,

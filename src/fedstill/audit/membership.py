@@ -75,7 +75,7 @@ ATTACKS: Mapping[str, About] = MappingProxyType(
 
 
 def attack_view(
-    target: Float[Array, " n"],
+    target: Float[Array, "n *queries"],
     shadows: Sequence[Shadow],
     name: str,
     member: Bool[Mask, " n"],
@@ -89,7 +89,8 @@ def attack_view(
     """Every attack on one view.
 
     Args:
-        target: φ of the pool's images by the attacked network.
+        target: φ of the pool's images by the attacked network, [n]; with several queries of an image [n, queries]: LiRA's
+            scores are means over them, the others take the first.
         shadows: theirs; those that have no view ``name`` are left out.
         name: of the view.
         member: which images the target trained on.
@@ -105,8 +106,8 @@ def attack_view(
         on every shadow federation in turn, by the others.
     """
     there = [each for each in shadows if name in each.confidence]
-    phi = np.stack([each.confidence[name][rows] for each in there]) if there else np.zeros((0, int(rows.sum())))
-    inside = np.stack([each.inside[rows] for each in there]) if there else np.zeros(phi.shape, np.bool_)
+    phi = np.stack([each.confidence[name][rows] for each in there]) if there else np.zeros((0, *target[rows].shape))
+    inside = np.stack([each.inside[rows] for each in there]) if there else np.zeros((0, int(rows.sum())), np.bool_)
     mine, truth = target[rows], member[rows]
     own = len(there) >= ENOUGH
     measured = partial(_measured, claim=claim, looks=looks)
@@ -116,7 +117,7 @@ def attack_view(
         found[attack] = measured(scores, truth)
         if "missing" not in found[attack]:
             found[attack]["targets"] = _targets(_sides(score, phi, inside, own=own))
-    found["confidence"] = measured(mine, truth)
+    found["confidence"] = measured(mine if mine.ndim == 1 else mine[:, 0], truth)
     if isinstance(gradients, str):
         found["density"] = {"missing": gradients}
     elif min(truth.sum(), (~truth).sum()) < 4:
@@ -124,6 +125,21 @@ def attack_view(
     else:
         found["density"] = measured(density_ratio(gradients, truth, seed), truth)
     return {"shadows": len(there), "own_variance": own, "attacks": found}
+
+
+_Score = Callable[[Array, Array, Mask, bool], Array]
+
+
+def _each(score: _Score) -> _Score:
+    """The mean over queries: their Gaussians are taken as independent, as Carlini et al. take them."""
+
+    def mean_score(target: Array, phi: Array, inside: Mask, own: bool) -> Array:
+        if target.ndim == 1:
+            return score(target, phi, inside, own)
+        scores = [score(target[:, query], phi[:, :, query], inside, own) for query in range(target.shape[1])]
+        return np.asarray(np.mean(scores, axis=0), np.float64)
+
+    return mean_score
 
 
 def _offline(target: Array, phi: Array, inside: Mask, own: bool) -> Array:
@@ -134,9 +150,7 @@ def _online(target: Array, phi: Array, inside: Mask, own: bool) -> Array:
     return online(target, phi, inside, ~inside, own_variance=own)
 
 
-_Score = Callable[[Array, Array, Mask, bool], Array]
-
-_LIRA: Mapping[str, _Score] = MappingProxyType({"lira_online": _online, "lira_offline": _offline})
+_LIRA: Mapping[str, _Score] = MappingProxyType({"lira_online": _each(_online), "lira_offline": _each(_offline)})
 
 
 def _measured(scores: Array, member: Mask, *, claim: Claim | None, looks: int) -> dict[str, Any]:

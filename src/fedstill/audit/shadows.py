@@ -22,6 +22,7 @@ from safetensors.torch import save
 from fedstill.audit.federation import Federation, View, Wanted, run_federation, views
 from fedstill.audit.lira import confidence
 from fedstill.audit.pool import Pool
+from fedstill.audit.queries import queries
 from fedstill.bundle import Bundle
 from fedstill.errors import RunError
 from fedstill.files import write_bytes
@@ -41,12 +42,12 @@ class Shadow:
     Attributes:
         number: from 0.
         inside: images of the pool that it trained on, [n].
-        confidence: φ of every image of the pool, [n], by the view's name.
+        confidence: φ of every image of the pool, [n], by the view's name; with several queries [n, queries].
     """
 
     number: int
     inside: Bool[NDArray[np.bool_], " n"]
-    confidence: Mapping[str, Float[NDArray[np.float64], " n"]]
+    confidence: Mapping[str, Float[NDArray[np.float64], "n *queries"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class Plan:
         folder: of the scores.
         identity: all that decides them, in words or as a hash.
         device: where to compute.
+        queries: of an image.
     """
 
     federation: Federation
@@ -70,6 +72,7 @@ class Plan:
     folder: Path
     identity: str
     device: str
+    queries: int = 1
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,18 @@ def kept(folder: Path, number: int, identity: str) -> Shadow | None:
     return Shadow(number, inside.bool().numpy(), {name: each.numpy() for name, each in tensors.items()})
 
 
-def confidences(found: Iterable[View], pool: Pool, device: str) -> dict[str, NDArray[np.float64]]:
-    """φ of every image of the pool by each view's network, [n], by the view's name."""
-    return {
-        view.name: confidence(predict(view.trained.module(), pool.shard, device=device), pool.shard.labels)
-        for view in found
-    }
+def confidences(
+    found: Iterable[View], pool: Pool, device: str, count: int = 1
+) -> dict[str, Float[NDArray[np.float64], "n *queries"]]:
+    """φ of every image of the pool by each view's network, [n], by the view's name; of several queries [n, ``count``]."""
+    told = {}
+    for view in found:
+        network = view.trained.module()
+        each = [
+            confidence(predict(network, asked, device=device), asked.labels) for asked in queries(pool.shard, count)
+        ]
+        told[view.name] = each[0] if count == 1 else np.stack(each, 1)
+    return told
 
 
 def _shadow(plan: Plan, job: Job) -> Shadow:
@@ -130,7 +139,7 @@ def _shadow(plan: Plan, job: Job) -> Shadow:
         found, _ = views(watched, plan.federation, plan.wanted, desk)
     except RunError as error:
         raise RunError(f"shadow federation {job.number}: {error}") from error
-    shadow = Shadow(job.number, inside, confidences(found, plan.pool, plan.device))
+    shadow = Shadow(job.number, inside, confidences(found, plan.pool, plan.device, plan.queries))
     tensors = {name: torch.from_numpy(each) for name, each in shadow.confidence.items()}
     content = save(
         tensors | {"inside": torch.from_numpy(inside).to(torch.uint8)}, {_KEY: _about(job.number, plan.identity)}

@@ -33,6 +33,10 @@ def audit(
     shadows: Annotated[
         int, typer.Option(min=2, help="Of --membership: shadow federations, each as costly as the run.")
     ] = SHADOWS,
+    queries: Annotated[
+        int,
+        typer.Option(min=1, help="Of --membership: LiRA's of an image; beside itself shifts by a pixel, and mirrored."),
+    ] = 1,
     views: Annotated[
         str,
         typer.Option(metavar="LIST", help="Of --membership: what is attacked; those that the run has not are said."),
@@ -80,6 +84,7 @@ def audit(
         round=number,
         epochs=epochs,
         lr=lr,
+        queries=queries,
     )
     inverted = Inversion(client=client, round=number, images=images, steps=steps, restarts=restarts)
     asked = Asked(

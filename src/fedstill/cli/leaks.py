@@ -150,6 +150,7 @@ def _say_membership(found: Mapping[str, Any]) -> None:
     typer.echo(
         f"{TITLES['membership']}: {found['method']} after round {found['round']}, {found['shadows']} shadow federations, "
         f"{pool['members']} members and {pool['others']} others"
+        + (f", {count} queries an image" if (count := found.get("queries", 1)) > 1 else "")
     )
     for view in found["views"]:
         _say_view(view, found["about"])
