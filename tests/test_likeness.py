@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedstill.audit import perceptual
-from fedstill.audit.likeness import best_match, likeness, psnr, ssim
+from fedstill.audit.likeness import best_match, correlation, likeness, psnr, ssim
 from fedstill.data.shard import Normalisation, Shard
 from fedstill.errors import InputError
 from fedstill.seeds import Seed
@@ -153,3 +153,14 @@ def test_a_lower_lpips_is_more_alike(monkeypatch, tmp_path):
     assert not line["higher"]
     assert line["mean"] == 0 < line["others_best"] < line["others"]
     assert line["p"] == 1 / 21
+
+
+def test_correlation_asks_neither_for_brightness_nor_for_contrast():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(3, 1, 8, 8, generator=draw)
+    assert correlation(x, 0.2 + 0.5 * x).tolist() == pytest.approx([1] * 3, abs=1e-6)
+    assert correlation(x, 1 - x).tolist() == pytest.approx([-1] * 3, abs=1e-6)
+    assert correlation(x, torch.full_like(x, 0.3)).tolist() == [0] * 3
+    y = torch.rand(3, 1, 8, 8, generator=draw)
+    wanted = [torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item() for a, b in zip(x, y, strict=True)]
+    assert correlation(x, y).tolist() == pytest.approx(wanted, abs=1e-5)

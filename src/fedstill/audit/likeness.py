@@ -12,9 +12,13 @@ equality, 0 no likeness. On images with a side below 11 the window is the larges
 over channels. The numbers are those of scikit-image's ``structural_similarity`` (``gaussian_weights=True,
 use_sample_covariance=False``), for all pairs at a time.
 
+Correlation (Pearson's, of all pixels of the pair) does not ask for the right brightness or contrast, nor minds noise on a flat
+ground as SSIM does: of digits that an eye reads at once, found in grey noise, it alone may be high. 1 is equality up to those
+two, 0 no likeness.
+
 LPIPS (Zhang et al., CVPR 2018) is a distance: a LOWER one means MORE alike. :mod:`fedstill.audit.perceptual` has it.
 
-Neither number says anything without what it is of images that are not the true ones: :func:`likeness` gives the same
+No number says anything without what it is of images that are not the true ones: :func:`likeness` gives the same
 numbers of other images of the same classes, and of their mean.
 """
 
@@ -36,7 +40,7 @@ from fedstill.data.shard import Shard, hard_labels
 from fedstill.errors import InputError
 from fedstill.seeds import Seed
 
-__all__ = ["ASSUMPTIONS", "CITATION", "Match", "best_match", "likeness", "pixels_of", "psnr", "ssim"]
+__all__ = ["ASSUMPTIONS", "CITATION", "Match", "best_match", "correlation", "likeness", "pixels_of", "psnr", "ssim"]
 
 CITATION = "Wang et al., Image quality assessment: from error visibility to structural similarity, IEEE TIP 2004"
 ASSUMPTIONS = (
@@ -88,6 +92,14 @@ def ssim(found: Shaped[Tensor, "n c h w"], true: Shaped[Tensor, "n c h w"]) -> F
     vx, vy, vxy = blurred(x * x) - mx * mx, blurred(y * y) - my * my, blurred(x * y) - mx * my
     places = (2 * mx * my + C1) * (2 * vxy + C2) / ((mx * mx + my * my + C1) * (vx + vy + C2))
     return places.reshape(n, -1).mean(1).float()
+
+
+def correlation(found: Shaped[Tensor, "n c h w"], true: Shaped[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+    """Pearson's correlation of each pair's pixels, −1 … 1; 0 where an image has one colour alone."""
+    x, y = (pixels_of(images).flatten(1).double() for images in (found, true))
+    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+    lengths = x.norm(dim=1) * y.norm(dim=1)
+    return torch.where(lengths > 0, (x * y).sum(1) / lengths.clamp(min=1e-12), torch.zeros_like(lengths)).float()
 
 
 def best_match(found: Shaped[Tensor, "n c h w"], true: Shaped[Tensor, "m c h w"]) -> Match:
@@ -170,6 +182,7 @@ class _Measure(NamedTuple):
 _MEASURES = {
     "psnr": _Measure(psnr, True),
     "ssim": _Measure(ssim, True),
+    "correlation": _Measure(correlation, True),
     "lpips": _Measure(lambda x, y: perceptual.perceptual(pixels_of(x), pixels_of(y)), False),
 }
 

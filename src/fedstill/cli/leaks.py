@@ -40,6 +40,7 @@ _CASES = {
     "few": "one step, {}",
     "sent": "sent, {} of {}",
 }
+_MEASURES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "correlation": "correl."}
 _READINGS = {
     "signs": "update: signs (LLG)",
     "bias": "update: bias",
@@ -68,7 +69,7 @@ def _say_inversion(found: Mapping[str, Any]) -> None:
         title = _CASES[name].format(case["images"], case["behind"])
         for kind, of in case["against"].items():
             for measure, each in of["measures"].items():
-                lines.append([title, f"{measure.upper()}, {kind}", *_likeness(each)])
+                lines.append([title, f"{_MEASURES.get(measure, measure)}, {kind}", *_likeness(each)])
     if lines:
         head = ["images", "likeness to", "found", "others", "their best", "class mean", "p"]
         say_table("", head, lines)

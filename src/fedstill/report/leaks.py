@@ -41,6 +41,7 @@ _CASES = {
     "few": "one step on a few",
     "sent": "as sent",
 }
+_MEASURES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS, a distance", "correlation": "correlation"}
 _READINGS = {
     "signs": "update: signs (LLG)",
     "bias": "update: bias",
@@ -259,7 +260,7 @@ def _inversion(key: str, found: Inverted, label: str) -> Iterator[Block]:
         (
             cells.word(_CASES.get(each.case, each.case)),
             cells.word(f"{words.count(each.images)} of {words.count(each.behind)}"),
-            cells.word(f"{each.measure.upper()}, {each.kind}"),
+            cells.word(f"{_MEASURES.get(each.measure, each.measure)}, {each.kind}"),
             *(_likeness(each, value) for value in (each.found, each.others, each.best, each.class_mean)),
             Cell(words.DASH if each.p is None else f"{each.p:.3f}", each.p),
         )
