@@ -274,6 +274,27 @@ def test_all_clients_are_heard_at_once_and_as_they_are_kept(run):
         assert any(bool(tensor.any()) for tensor in change.values())
 
 
+def test_attacks_share_the_rounds_that_are_done_again(run):
+    shutil.rmtree(run / folder.MESSAGES)
+    told = []
+    asked = Asked(inversion=QUICK, attributes=Attributes(), membership=Membership(shadows=2, views=("surrogate",)))
+
+    def interrupt(phase, done, total):
+        told.append((phase, done))
+        if (phase, done) == ("shadow federations", 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit_run(run, asked, hears=Told(interrupt))
+    assert [line for line in told if line[0] == "rounds again"] == [("rounds again", 0), ("rounds again", 1)]
+    assert (run / folder.AUDITED / "again").exists()
+    found = audit_run(run, asked, hears=Told(lambda *line: told.append(line[:2])))  # goes on with what was heard
+    assert sum(line[0] == "rounds again" for line in told) == 2
+    assert found["inversion"]["source"] == found["membership"]["surrogate"]["source"] == "re-run"
+    assert found["inversion"]["same_bits"] is True
+    assert not (run / folder.AUDITED / "again").exists()
+
+
 def test_held_out_images_are_nobodys_training_images(run):
     target = opened(run)
     held = held_out(target, "c00")
