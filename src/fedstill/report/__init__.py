@@ -1,7 +1,7 @@
 """One self-contained HTML page of one or more runs: no network, one file to keep or to send.
 
 finding.py                              folders → the runs that they stand for
-reading.py  rows.py  runs.py  evaluated.py  audited.py   a run's folder → frozen values; what cannot be read is named
+reading.py  rows.py  runs.py  evaluated.py  audited.py leakage.py  a run's folder → frozen values; what cannot be read is named
 groups.py  roles.py                     runs that differ in their seed alone → one group; what groups are to each other
 networks.py  layout.py                  which network a figure is of, and where it stands in a table
 series.py                               the look of every curve

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from fedstill.report import cells, words
-from fedstill.report.audited import Attack, Inverted, Likeness, View
+from fedstill.report.leakage import Attack, Inverted, Likeness, View
 from fedstill.report.parts import Block, Cell, Grid, Text
 from fedstill.report.runs import Run
 

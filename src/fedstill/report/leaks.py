@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fedstill.audit.roc import dp_bound
 from fedstill.report import cells, words
-from fedstill.report.audited import About, Attack, Estimate, Inverted, Likeness, Members, Near, Readings, View
 from fedstill.report.groups import Group
+from fedstill.report.leakage import About, Attack, Estimate, Inverted, Likeness, Members, Near, Readings, View
 from fedstill.report.leaking import compared
 from fedstill.report.parts import (
     Album,

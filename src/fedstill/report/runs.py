@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 
 from fedstill.errors import InputError
-from fedstill.report.audited import Audited, read_audited
+from fedstill.report.audited import read_audited
 from fedstill.report.evaluated import Evaluated, read_evaluated
+from fedstill.report.leakage import Audited
 from fedstill.report.reading import (
     Table,
     as_count,
