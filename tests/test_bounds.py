@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedstill.attacks.claims import claim_of
 from fedstill.audit.bounds import Claim, against, shown
 from fedstill.audit.roc import dp_bound
 
@@ -69,3 +70,14 @@ def test_scores_that_say_nothing_rarely_refute_anything():
         against(draw.normal(size=200), draw.normal(size=200), Claim(1e-9, 0.0), looks=2)["exceeds"] for _ in range(400)
     ]
     assert np.mean(false) < 0.05
+
+
+def test_what_all_clients_made_is_covered_where_all_are():
+    claims = {"a": Claim(1.0, 1e-5), "b": Claim(2.0, 1e-6), "c": None}
+    assert claim_of(claims, "a") == Claim(1.0, 1e-5)
+    assert claim_of(claims, "c") is None
+    assert claim_of(claims, "d") is None
+    assert claim_of(claims, None) is None
+    del claims["c"]
+    assert claim_of(claims, None) == Claim(2.0, 1e-5)
+    assert claim_of({}, None) is None

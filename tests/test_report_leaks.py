@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 from PIL import Image
 
 from fedstill.cli import invoke
+from fedstill.report.audited import read_audited
 from fedstill.report.export import write_csv
+from fedstill.report.groups import gather
 from fedstill.report.html import render
+from fedstill.report.leaks import leaks
 from fedstill.report.page import build, called
 from fedstill.report.parts import Grid, Lines, Page, Section, Text, charts, grids, walk
 from fedstill.report.runs import read_run
@@ -295,10 +299,12 @@ def test_junk_in_any_place_leaves_a_page(tmp_path: Path) -> None:
 
     folder = run(tmp_path / "a", audit())
     whole = audit(claim=True)
+    whole_run, other = read_run(folder), read_run(write_run(tmp_path / "b", method="fedprox"))
     for index in range(len(places(whole))):
         for junk in (None, "x", [3], -1.5):
             found = copy.deepcopy(whole)
             holder, key = places(found)[index]
             holder[key] = junk
             (folder / "audit.json").write_text(json.dumps(found))
-            page(folder)
+            damaged = replace(whole_run, audited=read_audited(folder / "audit.json", []))
+            leaks(gather([damaged, other])[0], {id(damaged): "a", id(other): "b"}, pictures=False)
