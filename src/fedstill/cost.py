@@ -192,15 +192,20 @@ def estimate(experiment: Experiment) -> Cost:
 def _opened(parts: Parts, desk: Desk) -> tuple[Algorithm, Mapping[str, Site]]:
     """The method itself, and sites as it finds them: with the starts of their virtual images, which are as many as the images."""
     if isinstance(parts.algorithm, OnVirtual):
-        start = dataclasses.replace(parts.algorithm.virtual, steps=0)
+        start = _begun(parts.algorithm.virtual)
         return parts.algorithm.inner, {
             client: dataclasses.replace(site, train=own_set(start, site.train, Bundle(), parts.world, desk.at(client)))
             for client, site in parts.sites.items()
         }
     if hasattr(parts.algorithm, "virtual"):
-        start = dataclasses.replace(parts.algorithm.virtual, steps=0)
+        start = _begun(parts.algorithm.virtual)
         return dataclasses.replace(parts.algorithm, virtual=start), parts.sites  # type: ignore[type-var]
     return parts.algorithm, parts.sites
+
+
+def _begun(settings: VirtualSettings) -> VirtualSettings:
+    """With as little matching as a budget needs to be one."""
+    return dataclasses.replace(settings, steps=0 if settings.privacy_epsilon is None else 1)
 
 
 def _timed_virtual(parts: Parts, settings: VirtualSettings, desk: Desk) -> float:

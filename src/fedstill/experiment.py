@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, PlainValidator
 
 from fedstill.algorithms import ALGORITHMS
-from fedstill.algorithms.virtual import OnVirtual, VirtualSettings
+from fedstill.algorithms.virtual import VIRTUAL, VirtualSettings
 from fedstill.bundle import Bundle
 from fedstill.conduct import EngineSettings, EvaluateSettings, OutputSettings, PublishedSettings
 from fedstill.data.partition import Partition, PartitionSettings, partition
@@ -21,7 +21,7 @@ from fedstill.data.sources import Loaded, digest, load
 from fedstill.errors import InputError
 from fedstill.generators import PRIORS
 from fedstill.generators.files import prior_hash
-from fedstill.method import VIRTUAL, Method
+from fedstill.method import Method
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import Choice, NetworkChoice
 from fedstill.rounds import CLIENT_NAME, FARTHEST, Algorithm, Desk, Site, World, check_replies, cohort_size
@@ -65,8 +65,7 @@ class Parts:
 
     def remarks(self, rounds: int) -> Sequence[str]:
         """What the method has to say before a run of so many rounds; most have nothing."""
-        method = self.algorithm.inner if isinstance(self.algorithm, OnVirtual) else self.algorithm
-        return getattr(method, "remarks", lambda _: ())(rounds)
+        return getattr(self.algorithm, "remarks", lambda _: ())(rounds)
 
 
 def _cohort_range(value: Any) -> Any:

@@ -11,16 +11,13 @@ from typing import Any, cast, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from fedstill.algorithms import ALGORITHMS
-from fedstill.algorithms.virtual import OnVirtual, VirtualSettings
+from fedstill.algorithms.virtual import VIRTUAL, OnVirtual, VirtualSettings
 from fedstill.errors import InputError
 from fedstill.rounds import Algorithm, World
 from fedstill.settings import validated
 from fedstill.tables import resolve
 
-__all__ = ["VIRTUAL", "Method"]
-
-VIRTUAL = "virtual"
-"""The table of a file, and the field of an algorithm that reads it itself."""
+__all__ = ["Method"]
 
 _BUDGET = "privacy_epsilon"
 
@@ -96,8 +93,8 @@ class Method:
             return algorithm
         if getattr(self.options, _BUDGET, None) is not None:
             raise InputError(
-                f"algorithm.{_BUDGET}: virtual images are made of the real ones without noise, so private training on them "
-                "protects nothing; set virtual.use = false"
+                f"algorithm.{_BUDGET}: it would protect the virtual images that clients train on and not the real ones that "
+                f"these are made of; set virtual.{_BUDGET} instead, or virtual.use = false"
             )
         if self.own_images:
             raise InputError(

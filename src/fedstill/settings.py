@@ -28,6 +28,10 @@ _LATER: Mapping[str, Any] = MappingProxyType(
         "algorithm.hostile": None,
         "algorithm.prior_classes": None,
         "algorithm.precision": "float32",
+        "virtual.privacy_epsilon": None,
+        "virtual.privacy_clip": None,
+        "virtual.privacy_delta": 1e-5,
+        "virtual.privacy_rounds": None,
     }
 )
 """Settings that files may be older than, by dotted key, and what they then were."""

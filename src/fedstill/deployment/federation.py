@@ -69,10 +69,11 @@ class Federation:
             raise InputError(
                 "data.classes is missing: sites find their classes by name, so a federation's experiment lists all of them"
             )
-        for key in ("privacy_epsilon", "privacy_noise"):
-            if getattr(method.options, key, None):
+        budgets = [(f"algorithm.{key}", method.options, key) for key in ("privacy_epsilon", "privacy_noise")]
+        for place, table, key in (*budgets, ("virtual.privacy_epsilon", experiment.virtual, "privacy_epsilon")):
+            if getattr(table, key, None):
                 raise InputError(
-                    f"algorithm.{key}: its noise comes from the run's seed, which a federation's server knows and could take it "
+                    f"{place}: its noise comes from the run's seed, which a federation's server knows and could take it "
                     "off with; leave it out, and let sites set [privacy]"
                 )
         entry = ALGORITHMS.get(method.name)
