@@ -8,7 +8,7 @@ distilled   a fresh network that learnt from the distilled images alone
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedstill.algorithms.union import join_sets
 from fedstill.bundle import Bundle
@@ -17,7 +17,7 @@ from fedstill.engines.client import LOCAL
 from fedstill.engines.local import LocalEngine
 from fedstill.errors import RunError
 from fedstill.models.architecture import Architecture
-from fedstill.rounds import Algorithm, Desk, Engine, Failure, Reply, Site, Trained, World, rounds
+from fedstill.rounds import Algorithm, Desk, Engine, Failure, Reply, Site, Trained, World, opened, rounds
 from fedstill.seeds import Seed
 from fedstill.train import Recipe, fit
 
@@ -65,6 +65,14 @@ class Exchange:
     number: int
     down: Bundle
     up: Bundle
+
+    def read_by(self, algorithm: Algorithm) -> Exchange:
+        """The same with what came back as a server of this method reads it, where clients send in a code.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return replace(self, up=opened(algorithm, lambda: self.down, self.up))
 
 
 @dataclass(frozen=True)
@@ -174,7 +182,7 @@ def run_federation(
             )
         state = each.state
         progress(each.number)
-    return Watched(state, engine.heard)
+    return Watched(state, {client: each.read_by(federation.algorithm) for client, each in engine.heard.items()})
 
 
 def sent_network(sent: Bundle, architecture: Architecture) -> Trained | str:

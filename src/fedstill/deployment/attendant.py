@@ -255,7 +255,7 @@ class SiteAttendant:
         world = experiment.world(federation.classes, normalisation, channels=channels, size=size)
         self._held = _Prepared(
             identity=known,
-            algorithm=experiment.algorithm.build(world, experiment.virtual),
+            algorithm=experiment.algorithm.build(world, experiment.virtual, experiment.update),
             site=as_site(
                 self.settings,
                 loaded,
