@@ -326,8 +326,8 @@ def test_the_contract_holds_with_every_option(settings):
         (MOON, {"epochs": 2}),
         (VHL, {"epochs": 2, "virtual_ipc": 5, "virtual_batch": 8}),
         (FedAvg, {"epochs": 2, "rule": "trimmed", "hostile": 1}),
-        (FedDGM, SMALL | {"loss_limit": 1e9}),
-        (
+        pytest.param(FedDGM, SMALL | {"loss_limit": 1e9}, marks=pytest.mark.slow),
+        pytest.param(
             FedLGD,
             {
                 "epochs": 2,
@@ -338,6 +338,7 @@ def test_the_contract_holds_with_every_option(settings):
                 "global_ipc": 2,
                 "virtual": VirtualSettings(ipc=2, steps=2),
             },
+            marks=pytest.mark.slow,
         ),
     ],
     ids=lambda each: each.__name__ if isinstance(each, type) else "",

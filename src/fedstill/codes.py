@@ -73,7 +73,7 @@ def size(count: int, bits: int) -> int:
 
 def _steps(bits: int) -> int:
     assert LEAST <= bits <= MOST
-    return 2 ** (bits - 1) - 1
+    return (1 << (bits - 1)) - 1
 
 
 def _above(largest: float) -> Float[Tensor, " 1"]:
