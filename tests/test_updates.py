@@ -23,6 +23,7 @@ from fedstill.algorithms.fedopt import FedAdam
 from fedstill.algorithms.updates import ANSWERS, CODES, SCALES, OnUpdates, UpdateSettings
 from fedstill.algorithms.vhl import VHL
 from fedstill.algorithms.virtual import OWN, OnVirtual, VirtualSettings
+from fedstill.audit.federation import Exchange
 from fedstill.bundle import Bundle
 from fedstill.contract import CLAUSES, check_algorithm, tiny_sites, tiny_world
 from fedstill.engines.local import LocalEngine
@@ -521,6 +522,10 @@ def test_an_audit_sees_what_the_server_sees(tmp_path):
         assert heard.source == ("kept" if keep else "re-run")
         found[name] = heard.exchange.up
     assert found["kept"].groups.keys() == {"model"}
+    algorithm = on_updates(bits=3)
+    inbox, reply, _ = visit(algorithm)
+    with pytest.raises(InputError, match="the client's message of round 2 tells nothing: its reply holds no change"):
+        Exchange(2, inbox, reply.drop(SCALES)).read_by(algorithm)
     assert found["kept"].to_bytes() == found["again"].to_bytes()
 
 

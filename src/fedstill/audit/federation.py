@@ -15,7 +15,7 @@ from fedstill.bundle import Bundle
 from fedstill.data.shard import Shard
 from fedstill.engines.client import LOCAL
 from fedstill.engines.local import LocalEngine
-from fedstill.errors import RunError
+from fedstill.errors import InputError, RunError
 from fedstill.models.architecture import Architecture
 from fedstill.rounds import Algorithm, Desk, Engine, Failure, Reply, Site, Trained, World, opened, rounds
 from fedstill.seeds import Seed
@@ -72,7 +72,10 @@ class Exchange:
         Raises:
             InputError: it cannot be read.
         """
-        return replace(self, up=opened(algorithm, lambda: self.down, self.up))
+        try:
+            return replace(self, up=opened(algorithm, lambda: self.down, self.up))
+        except InputError as error:
+            raise InputError(f"the client's message of round {self.number} tells nothing: {error}") from error
 
 
 @dataclass(frozen=True)
