@@ -505,8 +505,8 @@ def test_the_estimate_counts_what_travels():
     assert coded < whole / 3
     noisy = estimate(tiny.experiment(rounds=2, update={"clip": 1.0, "epsilon": 3.0, "rounds": 1}))
     assert any("has spent epsilon = 3 at delta = 1e-05" in remark for remark in noisy.remarks)
-    assert any("a client that has given 1 answers refuses" in remark for remark in noisy.remarks)
-    assert any("update.noise" in remark for remark in noisy.remarks)
+    assert any("a client that has given 1 answer refuses" in remark for remark in noisy.remarks)
+    assert any("with noise = " in remark for remark in noisy.remarks)
 
 
 def test_an_audit_sees_what_the_server_sees(tmp_path):

@@ -211,17 +211,18 @@ class OnUpdates:
             return ()
         delta, lasts, z = self.update.delta, self.update.rounds, self.update.multiplier
         most = rounds if lasts is None else min(lasts, rounds)
+        spent = epsilon(most, z, delta)
         found = (
-            f"update.noise = {z:.4g}: a client of {most} rounds has spent epsilon = {epsilon(most, z, delta):.4g} at delta = "
-            f"{delta:g}, of all its training images at once, not of its validation images or their number; the noise comes of "
+            f"[update]: with noise = {z:.4g} a client of {most} round{_s(most)} has spent epsilon = {spent:.4g} at delta = {delta:g}, "
+            "of all its training images at once, not of its validation images or their number; the noise comes of "
             "the run's seed, and who knows that can take it off"
         )
         if lasts is None or rounds <= lasts:
             return (found,)
         return (
             found,
-            f"update.rounds = {lasts} and the run has {rounds} rounds: a client that has given {lasts} answers refuses to work "
-            "in a further one",
+            f"update.rounds = {lasts} and the run has {rounds} rounds: a client that has given {lasts} answer{_s(lasts)} refuses "
+            "to work in a further one",
         )
 
     # --- what travels ------------------------------------------------------------------------------------------------
@@ -342,6 +343,10 @@ def uncovered(sends: Sequence[str], options: Any) -> str:
         if getattr(options, key, None) == value:
             return f"with algorithm.{key} = '{value}' its clients send {GROUPS['gradient']}, which it does not cover"
     return ""
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
 
 
 def _normal(seed: Seed, shape: torch.Size) -> torch.Tensor:
