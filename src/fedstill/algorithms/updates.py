@@ -213,8 +213,8 @@ class OnUpdates:
         most = rounds if lasts is None else min(lasts, rounds)
         spent = epsilon(most, z, delta)
         found = (
-            f"[update]: with noise = {z:.4g} a client of {most} round{_s(most)} has spent epsilon = {spent:.4g} at delta = {delta:g}, "
-            "of all its training images at once, not of its validation images or their number; the noise comes of "
+            f"[update]: with noise = {z:.4g} a client of {most} round{_s(most)} has spent epsilon = {spent:.4g} at delta = "
+            f"{delta:g}, of all its training images at once, not of its validation images or their number; the noise comes of "
             "the run's seed, and who knows that can take it off"
         )
         if lasts is None or rounds <= lasts:
