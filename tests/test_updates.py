@@ -278,6 +278,17 @@ def test_a_budget_is_spent_and_then_refused():
     }
 
 
+def test_an_images_budget_may_be_had_besides():
+    pytest.importorskip("opacus")
+    options = LOCAL | {"privacy_epsilon": 8.0, "privacy_delta": 1e-3, "privacy_rounds": 2}
+    last = run(on_updates(options=options, clip=1.0, noise=4.0))[-1]
+    assert not last.failures
+    for line in last.figures["clients"].values():
+        assert 0 < line["privacy"]["epsilon"] <= 8.0
+        assert line["update"]["answers"] == 2
+        assert "loss" not in line
+
+
 def test_a_client_that_was_asked_less_has_spent_less():
     done = run(on_updates(clip=1.0, noise=4.0), until=4, cohort=1)
     answers = [line["update"]["answers"] for each in done for line in each.figures["clients"].values()]
