@@ -110,7 +110,7 @@ def test_a_number_between_two_float32_is_no_larger_than_its_scale():
 @pytest.mark.parametrize(
     ("code", "scale", "said"),
     [
-        (torch.zeros(3, dtype=torch.uint8), torch.ones(1), "no code of 5 entries in 4 bits"),
+        (torch.zeros(4, dtype=torch.uint8), torch.ones(1), "no code of 5 entries in 4 bits"),
         (torch.zeros(2, dtype=torch.uint8), torch.ones(1), "no code of 5 entries"),
         (torch.zeros(3), torch.ones(1), "no code of 5 entries"),
         (None, torch.tensor([math.nan]), "no finite float32"),
@@ -122,8 +122,6 @@ def test_a_number_between_two_float32_is_no_larger_than_its_scale():
     ],
 )
 def test_what_is_no_code_is_refused(code, scale, said):
-    if said.startswith("no code of 5 entries in"):
-        code = torch.zeros(4, dtype=torch.uint8)
     code = codes.encode(torch.ones(5), 4, SEED)[0] if code is None else code
     with pytest.raises(InputError, match=said):
         codes.decode(code, scale, torch.Size([5]), 4)
@@ -374,9 +372,7 @@ def test_the_contract_holds_on_virtual_images():
 
 def test_robust_rules_see_what_is_decoded():
     algorithm = on_updates(options=LOCAL | {"rule": "median", "hostile": 1}, bits=8)
-    assert algorithm.needs_replies == (3, "algorithm.rule = 'median' with algorithm.hostile = 1") or (
-        algorithm.needs_replies[0] == 3
-    )
+    assert algorithm.needs_replies[0] == 3
     plain = FedAvg(world=WORLD, **LOCAL, rule="median", hostile=1)
     coded, whole = (run(each, until=1)[0].state.groups["model"] for each in (algorithm, plain))
     for name in whole:
@@ -496,7 +492,7 @@ def test_a_run_tells_what_is_spent_and_resumes_to_the_same_bits(tmp_path):
     for client in last["clients"]:
         assert client["update"]["answers"] == 3
         assert client["update"]["epsilon"] == pytest.approx(20.0, rel=1e-6)
-        assert client["loss"] is None if "loss" in client else True
+        assert client.get("loss") is None
     plain = tmp_path / "plain"
     drive(tiny.experiment(rounds=1), out=plain)
     sent = json.loads((plain / METRICS).read_text())["bytes_up"]
@@ -567,3 +563,17 @@ def test_codes_travel_as_model_weights():
     assert word_of(CODES) == word_of(SCALES) == "model weights"
     _, reply, _ = visit(on_updates(bits=5))
     assert from_records(to_records(reply)).to_bytes() == reply.to_bytes()
+
+
+def test_clipped_updates_go_into_a_secure_sum(tmp_path):
+    pytest.importorskip("flwr")
+    from fedstill.engines.flower.secure import SecureEngine
+    from rooms import RUN, Room
+
+    algorithm = on_updates(clip=0.1)
+    room = Room(LocalEngine(algorithm, tiny_sites(), DESK, Memory()), tmp_path)
+    (summed,) = rounds(algorithm, SecureEngine(room, RUN, 64.0), desk=DESK, until=1)
+    (plain,) = run(algorithm, until=1)
+    assert summed.aggregated
+    for name, tensor in plain.state.groups["model"].items():
+        torch.testing.assert_close(summed.state.groups["model"][name], tensor, atol=1e-6, rtol=0)
