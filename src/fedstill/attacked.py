@@ -143,7 +143,7 @@ def exchanges_of(
     """
     folder = target.run / MESSAGES
     kept = [each for each in numbered(folder, "") if each <= number]
-    found = {client: Heard(_kept(folder, kept, client), "kept", None) for client in clients}
+    found = {client: Heard(_kept(folder, kept, client, target), "kept", None) for client in clients}
     due = [client for client in clients if found[client].exchange is None]
     if not due or len(kept) == number:  # of a round that is kept whole, who is not there sent nothing
         return found
@@ -161,12 +161,12 @@ def exchanges_of(
     return found | {client: Heard(watched.exchanges.get(client), "re-run", same) for client in due}
 
 
-def _kept(folder: Path, rounds: Sequence[int], client: str) -> Exchange | None:
+def _kept(folder: Path, rounds: Sequence[int], client: str, target: Target) -> Exchange | None:
     """The last of the exchanges with ``client`` that lie in ``folder``."""
     for number in reversed(rounds):
         down, up = (message_path(folder, number, client, way) for way in ("down", "up"))
         if up.is_file():
-            return Exchange(number, Bundle.open(down), Bundle.open(up))
+            return Exchange(number, Bundle.open(down), Bundle.open(up)).read_by(target.parts.algorithm)
     return None
 
 

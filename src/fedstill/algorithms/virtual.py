@@ -344,9 +344,9 @@ class OnVirtual:
             yield replace(reply, bundle=Bundle(reply.bundle.groups, numbers))
 
     def remarks(self, rounds: int) -> Sequence[str]:
-        """What a user of ``rounds`` rounds may want to know before they begin: of the budget, and what the method says."""
-        own = remark(self.virtual)
-        return (*(() if own is None else (own,)), *getattr(self.inner, "remarks", lambda _: ())(rounds))
+        """What a user may want to know of the budget before a run begins."""
+        found = remark(self.virtual)
+        return () if found is None else (found,)
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
         return self.inner.models(state)
