@@ -17,6 +17,7 @@ from fedstill import folder
 from fedstill.algorithms import ALGORITHMS
 from fedstill.algorithms.virtual import kept_set
 from fedstill.attacked import exchanges_of, held_out, memory_of
+from fedstill.attacks.inversion import _step
 from fedstill.attacks.updates import update_seen
 from fedstill.audit.seen import update_of
 from fedstill.auditing import Asked, Attributes, Inversion, Membership, Neighbours, audit_run
@@ -246,6 +247,18 @@ def test_a_client_that_protects_its_gradients_is_attacked_with_its_noise(tmp_pat
     assert "gradients are clipped to 0.5 and have noise of" in out
     assert "guaranteed: epsilon = " in out
     assert "not more" in out
+
+
+def test_updates_that_are_cut_and_noised_are_attacked_as_they_leave(tmp_path):
+    run = finish(tmp_path / "run", rounds=2, update={"clip": 0.1, "noise": 50.0, "bits": 8})
+    found = audit_run(run, Asked(inversion=QUICK, membership=Membership(shadows=2)))
+    assert not any("missing" in case for case in found["inversion"]["cases"].values())
+    target = opened(run)
+    exchange = exchanges_of(target, ("c00",), 1, Desk(Seed.root(9)), lambda done, total: None)["c00"].exchange
+    received = update_seen(exchange, target).received
+    made = _step(target, received, target.parts.sites["c00"].train.take([0]), 0.1, None, Desk(Seed.root(1)))
+    change = torch.cat([tensor.flatten() for tensor in made.what.change.values()])
+    assert change.std() == pytest.approx(5.0, rel=0.1)  # noise alone, of which 0.1 is what it covers
 
 
 def test_norms_that_stay_with_clients_leave_nothing_to_retrace(tmp_path):

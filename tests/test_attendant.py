@@ -458,3 +458,17 @@ def test_a_site_names_its_server_beside_its_file(tmp_path: Path) -> None:
     (tmp_path / "site.toml").write_text('name = "north"\n[server]\naddress = "fed.example.org"\n')
     with pytest.raises(InputError, match=r"server.address = 'fed.example.org'"):
         SiteSettings.read(tmp_path / "site.toml")
+
+
+def test_an_update_in_few_bits_leaves_as_model_weights_and_not_with_the_sites_own_noise(tmp_path: Path) -> None:
+    table = tiny.table(model={"depth": 1}, update={"clip": 1.0, "bits": 4})
+    asked = Experiment.from_table({**table, "data": FORM})
+    place = Place(tmp_path)
+    assert place.attendant.ready(call(asked, round=0, task="ready")) == Readiness(None, scored=True)
+    answer = place.attendant.work(call(asked), inbox(asked))
+    assert isinstance(answer, Bundle)
+    assert set(answer.groups) == {"model:codes", "model:scales"}
+    private = Place(tmp_path, privacy=PrivacySettings(clip=1.0))
+    told = private.attendant.ready(call(asked, round=0, task="ready"))
+    assert told == Readiness("the site is not ready; its administrator can see why")
+    assert any("the site's privacy covers whole model weights alone" in note for note in private.notes)

@@ -182,7 +182,7 @@ def test_a_delta_that_shows_an_image_is_the_clients_failure():
         ("scaffold", "control variates"),
         ("fedproto", "class means"),
         ("vhl", "draws the features"),
-        ("fedlgd", "virtual images, which are made of the real ones without noise"),
+        ("fedlgd", "matching alone, which virtual.privacy_epsilon makes private"),
     ],
 )
 def test_methods_without_a_budget_say_why(name, why):
@@ -194,7 +194,9 @@ def test_methods_without_a_budget_say_why(name, why):
 
 def test_virtual_images_are_refused():
     asked = tiny.experiment(tiny.FEDAVG | BUDGET, virtual={"ipc": 1, "steps": 0})
-    with pytest.raises(InputError, match="virtual images are made of the real ones without noise"):
+    with pytest.raises(
+        InputError, match="would protect the virtual images that clients train on and not the real ones"
+    ):
         asked.build()
 
 

@@ -23,14 +23,14 @@ def private(epsilon: float, noise: float) -> dict[str, float]:
     return {"epsilon": epsilon, "delta": 1e-5, "noise": noise}
 
 
-def run(folder: Path, *rounds: Sequence[Any]) -> Path:
-    """Of each round: what each client says of its privacy."""
+def run(folder: Path, *rounds: Sequence[Any], key: str = "privacy") -> Path:
+    """Of each round: what each client says of its privacy, or with ``key`` "update" of that of its updates."""
     made = write_run(folder, method="fedavg", clients=len(rounds[0]), curves={"global": [0.5] * len(rounds)})
     path = made / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row, each in zip(rows, rounds, strict=True):
         for client, told in zip(row["clients"], each, strict=True):
-            client["privacy"] = told
+            client[key] = told
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return made
 
@@ -75,6 +75,23 @@ def test_who_says_nothing_is_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("junk", JUNK)
 def test_what_is_none_is_no_section(tmp_path: Path, junk: Any) -> None:
     assert not said(run(tmp_path / "a", [junk, junk]))
+
+
+def test_updates_are_told_apart_from_images(tmp_path: Path) -> None:
+    made = run(tmp_path / "a", [private(311.0, 0.3), private(0.0, 1e6)], key="update")
+    told, say = said(made)
+    assert told == (
+        "FedAvg: by the clients’ own word their updates are differentially private: ε = 311 at most, δ = 1e-05, noise "
+        "σ = 0.3 to 1e+06."
+    )
+    assert "for all its training images at once" in say
+    (table,) = (each for each in grids(build([read_run(made)])) if each.key == "update-1")
+    assert [row[0].text for row in table.rows] == ["c00", "c01"]
+    runs = [read_run(made)]
+    write_csv(build(runs), called(runs), tmp_path / "csv")
+    with (tmp_path / "csv" / "clients.csv").open(encoding="utf-8") as file:
+        first, _ = csv.DictReader(file)
+    assert (first["epsilon"], first["update epsilon"]) == ("", "311.0")
 
 
 def test_csv_has_it_unrounded(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from fedstill.bundle import Bundle
-from fedstill.deployment.privacy import PrivacySettings, epsilon, privatised
+from fedstill.deployment.privacy import PrivacySettings, privatised
 from fedstill.errors import InputError
+from fedstill.updates import epsilon
 
 SETTINGS = PrivacySettings(clip=2.0, noise=0.5)
 

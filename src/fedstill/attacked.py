@@ -28,7 +28,7 @@ from fedstill.experiment import Experiment, Parts
 from fedstill.files import numbered, write_json
 from fedstill.folder import AUDITED, MESSAGES
 from fedstill.kept import check_data
-from fedstill.rounds import Desk
+from fedstill.rounds import Algorithm, Desk
 from fedstill.seeds import Seed
 
 __all__ = [
@@ -162,7 +162,8 @@ def exchanges_of(
     """
     folder = target.run / MESSAGES
     kept = [each for each in numbered(folder, "") if each <= number]
-    found = {client: Heard(_kept(folder, kept, client), "kept", None) for client in clients}
+    algorithm = target.parts.algorithm
+    found = {client: Heard(_kept(folder, kept, client, algorithm), "kept", None) for client in clients}
     due = [client for client in clients if found[client].exchange is None]
     if not due or len(kept) == number:  # of a round that is kept whole, who is not there sent nothing
         return found
@@ -239,12 +240,13 @@ def _listen_again(
     return done
 
 
-def _kept(folder: Path, rounds: Sequence[int], client: str) -> Exchange | None:
-    """The last of the exchanges with ``client`` that lie in ``folder``."""
+def _kept(folder: Path, rounds: Sequence[int], client: str, algorithm: Algorithm | None = None) -> Exchange | None:
+    """The last of the exchanges with ``client`` that lie in ``folder``; ``algorithm``: whose server has not read them yet."""
     for number in reversed(rounds):
         down, up = (message_path(folder, number, client, way) for way in ("down", "up"))
         if up.is_file():
-            return Exchange(number, Bundle.open(down), Bundle.open(up))
+            exchange = Exchange(number, Bundle.open(down), Bundle.open(up))
+            return exchange if algorithm is None else exchange.read_by(algorithm)
     return None
 
 

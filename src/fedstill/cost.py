@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from fedstill.algorithms.updates import OnUpdates
 from fedstill.algorithms.virtual import OnVirtual, VirtualSettings, own_set
 from fedstill.bundle import Bundle
 from fedstill.errors import RunError
@@ -128,7 +129,8 @@ def estimate(experiment: Experiment) -> Cost:
     """
     prepare(experiment.threads)
     device = pick_device(experiment.engine.device)
-    parts = experiment.build()
+    built = experiment.build()
+    parts, update = _apart(built)
     asked = cohort_size(parts.cohort, tuple(parts.sites), experiment.quorum)
     workers = experiment.engine.workers
     desk = Desk(Seed.root(experiment.seed).at("dry"), device=device)
@@ -161,6 +163,7 @@ def estimate(experiment: Experiment) -> Cost:
     models = parts.algorithm.models(parts.start)
     scoring = _timed_scoring(parts, algorithm, desk)
     by_round = {number: stage for stage in stages for number in stage.rounds}
+    traffic = [(stage.inbox.nbytes, _sent(update, stage, desk).nbytes) for _, stage in sorted(by_round.items())]
     began = time.perf_counter()
     score_models(models, parts.data.test, device=device)
     seconds["evaluate"] = time.perf_counter() - began + scoring.seconds / workers
@@ -177,30 +180,47 @@ def estimate(experiment: Experiment) -> Cost:
         },
         cohort=asked,
         rounds=rounds,
-        traffic=[
-            (asked * stage.inbox.nbytes, asked * stage.reply.bundle.nbytes) for _, stage in sorted(by_round.items())
-        ],
+        traffic=[(asked * down, asked * up) for down, up in traffic],
         bytes_scoring=scoring.nbytes,
         seconds=seconds,
         seconds_once=once,
         memory=peak_memory(),
         workers=workers,
-        remarks=parts.remarks(experiment.rounds),
+        remarks=built.remarks(experiment.rounds),
     )
+
+
+def _apart(parts: Parts) -> tuple[Parts, OnUpdates | None]:
+    """The parts of a run whose clients send what they learnt as it is, and what otherwise becomes of it."""
+    update = parts.algorithm
+    return (
+        (dataclasses.replace(parts, algorithm=update.inner), update) if isinstance(update, OnUpdates) else (parts, None)
+    )
+
+
+def _sent(update: OnUpdates | None, stage: _Stage, desk: Desk) -> Bundle:
+    """What travels of a reply."""
+    reply = stage.reply.bundle
+    return reply if update is None or stage.task == "score" else update.sent(stage.inbox, reply, desk.seed.at("update"))
 
 
 def _opened(parts: Parts, desk: Desk) -> tuple[Algorithm, Mapping[str, Site]]:
     """The method itself, and sites as it finds them: with the starts of their virtual images, which are as many as the images."""
     if isinstance(parts.algorithm, OnVirtual):
-        start = dataclasses.replace(parts.algorithm.virtual, steps=0)
+        start = _begun(parts.algorithm.virtual)
         return parts.algorithm.inner, {
             client: dataclasses.replace(site, train=own_set(start, site.train, Bundle(), parts.world, desk.at(client)))
             for client, site in parts.sites.items()
         }
     if hasattr(parts.algorithm, "virtual"):
-        start = dataclasses.replace(parts.algorithm.virtual, steps=0)
+        start = _begun(parts.algorithm.virtual)
         return dataclasses.replace(parts.algorithm, virtual=start), parts.sites  # type: ignore[type-var]
     return parts.algorithm, parts.sites
+
+
+def _begun(settings: VirtualSettings) -> VirtualSettings:
+    """With as little matching as a budget needs to be one."""
+    return dataclasses.replace(settings, steps=0 if settings.privacy_epsilon is None else 1)
 
 
 def _timed_virtual(parts: Parts, settings: VirtualSettings, desk: Desk) -> float:

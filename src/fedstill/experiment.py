@@ -11,7 +11,8 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, PlainValidator
 
 from fedstill.algorithms import ALGORITHMS
-from fedstill.algorithms.virtual import OnVirtual, VirtualSettings
+from fedstill.algorithms.updates import UpdateSettings
+from fedstill.algorithms.virtual import VIRTUAL, VirtualSettings
 from fedstill.bundle import Bundle
 from fedstill.conduct import EngineSettings, EvaluateSettings, OutputSettings, PublishedSettings
 from fedstill.data.partition import Partition, PartitionSettings, partition
@@ -21,7 +22,7 @@ from fedstill.data.sources import Loaded, digest, load
 from fedstill.errors import InputError
 from fedstill.generators import PRIORS
 from fedstill.generators.files import prior_hash
-from fedstill.method import VIRTUAL, Method
+from fedstill.method import UPDATE, Method
 from fedstill.models.architecture import Architecture
 from fedstill.models.choice import Choice, NetworkChoice
 from fedstill.rounds import CLIENT_NAME, FARTHEST, Algorithm, Desk, Site, World, check_replies, cohort_size
@@ -65,8 +66,12 @@ class Parts:
 
     def remarks(self, rounds: int) -> Sequence[str]:
         """What the method has to say before a run of so many rounds; most have nothing."""
-        method = self.algorithm.inner if isinstance(self.algorithm, OnVirtual) else self.algorithm
-        return getattr(method, "remarks", lambda _: ())(rounds)
+        found: list[str] = []
+        each: Any = self.algorithm
+        while each is not None:  # what a method is wrapped in may have something to say, too
+            found += getattr(each, "remarks", lambda _: ())(rounds)
+            each = getattr(each, "inner", None)
+        return tuple(found)
 
 
 def _cohort_range(value: Any) -> Any:
@@ -113,6 +118,7 @@ class Experiment:
         default_factory=lambda: Method.parse({"name": _DEFAULT_NAMES["algorithm"]})
     )
     virtual: VirtualSettings | None = None
+    update: UpdateSettings | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
@@ -171,6 +177,7 @@ class Experiment:
                     **{f"model.{key}": value for key, value in self.model.flat().items()},
                     **{f"algorithm.{key}": value for key, value in self.algorithm.table().items()},
                     **{f"virtual.{key}": value for key, value in self._virtual().items()},
+                    **{f"update.{key}": value for key, value in (self.update.plain() if self.update else {}).items()},
                 }
             )
         )
@@ -195,6 +202,8 @@ class Experiment:
         yield from toml_table(self.algorithm.table(), options(type(self.algorithm.options)))
         if self.virtual is not None:
             yield from self._tables(VIRTUAL)
+        if self.update is not None:
+            yield from self._tables(UPDATE)
         yield from self._tables("engine", "evaluate", "output")
         if self.published != PublishedSettings():
             yield from self._tables("published")
@@ -231,7 +240,7 @@ class Experiment:
         train = loaded.train
         dealt = partition(self.partition, train, loaded.train_groups, root.at("partition"))
         world = self.world(train.classes, train.normalisation, channels=train.channels, size=train.size)
-        algorithm = self.algorithm.build(world, self.virtual)
+        algorithm = self.algorithm.build(world, self.virtual, self.update)
         uses = plan_uses(self.partition, loaded, dealt, root.at("validation"))
         sites = build_sites(uses, loaded, pooled=self.algorithm.pooled)
         cohort = 1.0 if self.algorithm.pooled else self.cohort

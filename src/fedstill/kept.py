@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedstill.algorithms.virtual import OnVirtual, kept_set
+from fedstill.algorithms.virtual import kept_set
 from fedstill.data.shard import Shard
 from fedstill.engines.memory import Memory
 from fedstill.errors import InputError
@@ -97,7 +97,8 @@ class VirtualSets:
 
 def virtual_sets(run: Path, experiment: Experiment, parts: Parts) -> VirtualSets | None:
     """None where clients train on their own images as they are."""
-    if not (isinstance(parts.algorithm, OnVirtual) or experiment.algorithm.makes_virtual):
+    settings = experiment.virtual
+    if not (experiment.algorithm.makes_virtual or (settings is not None and settings.use)):
         return None
     done = numbered(run / "checkpoints", ".json")
     memory = Memory(run / "memory")

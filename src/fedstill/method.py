@@ -11,16 +11,17 @@ from typing import Any, cast, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from fedstill.algorithms import ALGORITHMS
-from fedstill.algorithms.virtual import OnVirtual, VirtualSettings
+from fedstill.algorithms.updates import OnUpdates, UpdateSettings, uncovered
+from fedstill.algorithms.virtual import VIRTUAL, OnVirtual, VirtualSettings
 from fedstill.errors import InputError
 from fedstill.rounds import Algorithm, World
 from fedstill.settings import validated
 from fedstill.tables import resolve
 
-__all__ = ["VIRTUAL", "Method"]
+__all__ = ["UPDATE", "Method"]
 
-VIRTUAL = "virtual"
-"""The table of a file, and the field of an algorithm that reads it itself."""
+UPDATE = "update"
+"""The table of a file."""
 
 _BUDGET = "privacy_epsilon"
 
@@ -83,12 +84,33 @@ class Method:
         """Why virtual images are nothing to it; empty where they are something."""
         return ALGORITHMS[self.name].own_images if self.name in ALGORITHMS else ""
 
-    def build(self, world: World, virtual: VirtualSettings | None = None) -> Algorithm:
-        """The algorithm itself; on clients' virtual images where ``virtual`` says how to make them.
+    def build(
+        self, world: World, virtual: VirtualSettings | None = None, update: UpdateSettings | None = None
+    ) -> Algorithm:
+        """The algorithm itself; on clients' virtual images where ``virtual`` says how to make them, with their updates as
+        ``update`` says.
 
         Raises:
-            InputError: virtual images are nothing to it.
+            InputError: virtual images are nothing to it, or its clients send what ``update`` does not cover.
         """
+        algorithm = self._on_images(world, virtual)
+        if update is None or not update.acts:
+            return algorithm
+        update.check()
+        if why := self._uncovered():
+            raise InputError(f"[update]: '{self.name}' takes no such table, for {why}; leave it out")
+        return OnUpdates(inner=algorithm, update=update)
+
+    def _uncovered(self) -> str:
+        """Why what its clients send is not covered; of the user's own that is found out when they do."""
+        if self.name not in ALGORITHMS:
+            return ""
+        if self.pooled:
+            return "it pools all images on one site, and nothing is sent"
+        return uncovered(ALGORITHMS[self.name].sends, self.options)
+
+    def _on_images(self, world: World, virtual: VirtualSettings | None) -> Algorithm:
+        """The algorithm, on the images that its clients train on."""
         if self.makes_virtual:
             return cast(Algorithm, self.factory(world=world, virtual=virtual or VirtualSettings(), **self.fields()))
         algorithm = cast(Algorithm, self.factory(world=world, **self.fields()))
@@ -96,8 +118,8 @@ class Method:
             return algorithm
         if getattr(self.options, _BUDGET, None) is not None:
             raise InputError(
-                f"algorithm.{_BUDGET}: virtual images are made of the real ones without noise, so private training on them "
-                "protects nothing; set virtual.use = false"
+                f"algorithm.{_BUDGET}: it would protect the virtual images that clients train on and not the real ones that "
+                f"these are made of; set virtual.{_BUDGET} instead, or virtual.use = false"
             )
         if self.own_images:
             raise InputError(

@@ -263,11 +263,12 @@ def check_network(network: Network, shape: Sequence[int], *, key: str = "model")
         InputError: an image's logits depend on another's, training writes into buffers, or Opacus cannot tell the images'
             gradients apart in some layer.
     """
-    network = copy.deepcopy(network).train()
-    device = next(network.parameters()).device
-    images = torch.randn(2, *shape, generator=_PROBE.torch()).to(device).requires_grad_()
+    # in float64, where rounding cannot be taken for a difference: the bias of a convolution before InstanceNorm has no gradient
+    # but what large terms leave that cancel, and in float32 these leave more, the further the network is trained
+    network = copy.deepcopy(network).cpu().double().train()
+    images = torch.randn(2, *shape, generator=_PROBE.torch(), dtype=torch.float64).requires_grad_()
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    with _PROBE.scope(device):
+    with _PROBE.scope(torch.device("cpu")):
         (reached,) = torch.autograd.grad(network.classify(network.features(images))[0].sum(), images)
         written = any(not torch.equal(before[name], buffer) for name, buffer in network.named_buffers())
         if written or bool(reached[1].any()):
@@ -283,9 +284,11 @@ def check_network(network: Network, shape: Sequence[int], *, key: str = "model")
                 f"{key}: Opacus cannot tell the gradients of single images apart in this network "
                 f"({str(error).splitlines()[0][:200]}); choose another for differential privacy"
             ) from error
-    for name, parameter in _trained(network).items():
+    trained = _trained(network)
+    longest = max(float(each.grad.norm()) for each in trained.values() if each.grad is not None)
+    for name, parameter in trained.items():
         found, whole = getattr(parameter, "grad_sample", None), parameter.grad
-        if found is None or whole is None or (found.mean(0) - whole).norm() > 1e-3 * whole.norm() + 1e-6:
+        if found is None or whole is None or (found.mean(0) - whole).norm() > 1e-6 * whole.norm() + 1e-9 * longest:
             raise InputError(
                 f"{key}: Opacus cannot tell the gradients of single images apart in '{name}'; choose another network for "
                 "differential privacy"

@@ -43,6 +43,7 @@ __all__ = [
     "cohort_size",
     "first_answers",
     "needed_replies",
+    "opened",
     "rounds",
     "serial",
 ]
@@ -276,7 +277,7 @@ def rounds(
         chosen = sample(clients, size, desk.seed.at("cohort", number))
         began = time.perf_counter()
         outbox = Outbox(partial(algorithm.broadcast, state), chosen)
-        judge = partial(_judged, algorithm, state, farthest)
+        judge = partial(_judged, algorithm, state, task, farthest)
         arrivals = Arrivals(chosen, engine.work(number, outbox, task), judge)
         replies = iter(arrivals)
         # the quorum first: what will not be used is not computed
@@ -344,8 +345,24 @@ def needed_replies(algorithm: Algorithm) -> tuple[int, str]:
     return needed
 
 
-def _judged(algorithm: Algorithm, state: Bundle, farthest: float, reply: Reply) -> str | None:
-    return refusal(reply.bundle, partial(algorithm.broadcast, state, reply.clients[0]), farthest=farthest)
+def opened(algorithm: Algorithm, sent: Callable[[], Bundle], reply: Bundle) -> Bundle:
+    """What a client's answer to ``local`` stands for: itself, unless the method's clients send in a code, which its ``opened``
+    reads. ``sent`` makes the message that it answers.
+
+    Raises:
+        InputError: it cannot be read; a clause of a sentence.
+    """
+    read: Callable[[Bundle, Bundle], Bundle] | None = getattr(algorithm, "opened", None)
+    return reply if read is None else read(sent(), reply)
+
+
+def _judged(algorithm: Algorithm, state: Bundle, task: str, farthest: float, reply: Reply) -> str | None:
+    sent = partial(algorithm.broadcast, state, reply.clients[0])
+    try:
+        bundle = opened(algorithm, sent, reply.bundle) if task == "local" else reply.bundle
+    except InputError as error:
+        return str(error)
+    return refusal(bundle, sent, farthest=farthest)
 
 
 def _withheld(outcome: Outcome, usable: int, quorum: int) -> str | None:

@@ -17,7 +17,18 @@ from pydantic.fields import FieldInfo
 
 from fedstill.errors import InputError, suggestion
 
-__all__ = ["Option", "differences", "options", "override", "parse", "read_toml", "told", "toml_table", "validated"]
+__all__ = [
+    "Option",
+    "differences",
+    "earlier",
+    "options",
+    "override",
+    "parse",
+    "read_toml",
+    "told",
+    "toml_table",
+    "validated",
+]
 
 T = TypeVar("T")
 
@@ -28,6 +39,10 @@ _LATER: Mapping[str, Any] = MappingProxyType(
         "algorithm.hostile": None,
         "algorithm.prior_classes": None,
         "algorithm.precision": "float32",
+        "virtual.privacy_epsilon": None,
+        "virtual.privacy_clip": None,
+        "virtual.privacy_delta": 1e-5,
+        "virtual.privacy_rounds": None,
     }
 )
 """Settings that files may be older than, by dotted key, and what they then were."""
@@ -305,8 +320,13 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:56]}…"
 
 
+def earlier(method: Any) -> Mapping[str, Any]:
+    """What settings were, by dotted key, that files of the algorithm ``method`` may be older than."""
+    return _LATER if method == "oneshot" else {**_LATER, **_BUDGET}
+
+
 def told(settings: Mapping[str, Any]) -> dict[str, Any]:
     """``settings`` by dotted key, less those that files may be older than and that are what they then were: a file that has one
     so and a file without it say the same."""
-    later = _LATER if settings.get("algorithm.name") == "oneshot" else {**_LATER, **_BUDGET}
+    later = earlier(settings.get("algorithm.name"))
     return {key: value for key, value in settings.items() if not (key in later and later[key] == value)}

@@ -125,7 +125,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "FedLGD",
             "fedstill.algorithms.fedlgd:FedLGD",
             "clients train on virtual images of their own, drawn together by a set that the server distils (Huang et al. 2024)",
-            no_budget="its clients train on virtual images, which are made of the real ones without noise",
+            no_budget="its clients look at their images in matching alone, which virtual.privacy_epsilon makes private",
             distils=True,
             may_send=("gradient",),
             alone="its server weighs clients otherwise than by images, and with some options needs their gradients",

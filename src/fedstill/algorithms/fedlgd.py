@@ -65,18 +65,20 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from fedstill.algorithms.anchors import Anchors, Contribution
 from fedstill.algorithms.averaging import BatchSize, Decay, Epochs, FedAvg, Momentum, Rate, figures
+from fedstill.algorithms.protection import remark, said, spent, steps_of, told, unsaid
 from fedstill.algorithms.replies import Mean, Sieve
 from fedstill.algorithms.union import shard_of
-from fedstill.algorithms.virtual import VirtualSettings, own_set, remember
+from fedstill.algorithms.virtual import VIRTUAL, VirtualSettings, own_set, remember
 from fedstill.bundle import Bundle, Group
 from fedstill.data.shard import Shard
 from fedstill.distill.canvas import Canvas
-from fedstill.distill.distribution import DistributionMatcher, NearbyNetworks, has_batch_norm
+from fedstill.distill.distribution import NearbyNetworks, draw_near, has_batch_norm
 from fedstill.distill.gradient import GradientMatcher
 from fedstill.distill.health import Health, descend
 from fedstill.distill.virtual import canvas_of
 from fedstill.errors import InputError
 from fedstill.generators.pixels import Pixels
+from fedstill.privacy import Guarantee
 from fedstill.rounds import Desk, Outcome, Reply, Site, Trained, World
 from fedstill.train import Extra
 
@@ -194,7 +196,7 @@ class FedLGD:
                 f"model: '{self.world.architecture.name}' has BatchNorm, whose batch statistics are in the clients' gradients "
                 "and in none of D^g's to be matched to them; use another model.norm"
             )
-        self.virtual.check(self.world)
+        self.virtual.check(self.world, moving=self._moving)
         return self._averaging.init(clients, desk)
 
     def task(self, state: Bundle) -> str | None:
@@ -210,15 +212,21 @@ class FedLGD:
         return message
 
     def local(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> tuple[Bundle, Bundle]:
-        own = own_set(self.virtual, site.train, memory, self.world, desk)
+        own = own_set(self.virtual, site.train, memory, self.world, desk, moving=self._moving)
         numbers: dict[str, float] = {"examples": len(site.train)}
         if self.weighting == "own":
             numbers[OWN_COUNT] = len(own)
         selected = SELECTED in inbox.numbers
+        # D^c was made in the first visit, by virtual.steps looks at the images
+        looks = (steps_of(memory) or self.virtual.steps) + (self._moving if selected else 0)
+        guarantee = self.virtual.allowed(site.train, steps=looks, moving=self._moving)
         if selected and self.match_steps:
-            own, health = self._move(own, site.train, inbox, desk)
+            own, health = self._move(own, site.train, inbox, guarantee, desk)
             if health is not None:
                 numbers |= {f"matching_{name}": getattr(health, name) for name in _MATCHING}
+        if guarantee is not None:
+            numbers |= asdict(guarantee)
+            memory = spent(memory, looks - steps_of(memory))
         shared = self._shared(inbox)
         lesson = own if shared is None else Shard.join([own, shared])
         share = Contribution(len(own)) if selected and shared is not None else None
@@ -239,58 +247,61 @@ class FedLGD:
         like = self._due(state)
         means = {name: Mean() for name in like}
         weight_by = {"equal": None, "own": OWN_COUNT, "examples": "examples"}[self.weighting]
-        sieve = Sieve(replies, like, counts=("examples", *((OWN_COUNT,) if weight_by == OWN_COUNT else ())))
+        counts = ("examples", *((OWN_COUNT,) if weight_by == OWN_COUNT else ()))
+        sieve = Sieve(replies, like, counts=counts, wrong=partial(unsaid, self.virtual, table=VIRTUAL))
         for reply in sieve:
             weight = 1.0 if weight_by is None else reply.bundle.numbers[weight_by]
             for name, mean in means.items():
                 mean.add(reply.bundle.groups[name], weight)
-            clients[reply.client] = figures(reply.bundle) | _matching(reply.bundle)
+            private = told(said(self.virtual, reply.bundle, VIRTUAL))
+            clients[reply.client] = figures(reply.bundle) | _matching(reply.bundle) | private
         if not clients:
             return Outcome(state, {"clients": clients}, sieve.failures)
         arrived = {name: mean.result() for name, mean in means.items()}
         start = state.groups["model"]
         gradient = arrived.get("gradient")
         new = arrived["model"] if gradient is None else self._stepped(start, arrived.get("model", {}), gradient)
-        told: dict[str, Any] = {"clients": clients}
+        found: dict[str, Any] = {"clients": clients}
         state = state.put(model=new)
         if self._selects(state):
             began = time.perf_counter()
             target = arrived.get(SHARE) or gradient or self._pseudo_gradient(start, new)
             shared, health = self._distil(state, start if self.match_at == "old" else new, target, desk)
             state = state.put(**{GLOBAL: {"images": shared.images, "labels": shared.labels}})
-            told |= {"matching": asdict(health), "seconds": {"distil": time.perf_counter() - began}}
-        return Outcome(state, told, sieve.failures)
+            found |= {"matching": asdict(health), "seconds": {"distil": time.perf_counter() - began}}
+        return Outcome(state, found, sieve.failures)
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
         return self._averaging.models(state)
 
     def remarks(self, rounds: int) -> Sequence[str]:
         """What a user of ``rounds`` rounds may want to know before they begin."""
-        told = list(self.selected)
-        late = sum(number > rounds for number in told)
-        if not late:
-            return ()
-        return (f"{late} of {len(told)} selected rounds lie beyond the run's {rounds}; the last is round {max(told)}",)
+        selected = list(self.selected)
+        late = sum(number > rounds for number in selected)
+        found = [] if (private := remark(self.virtual)) is None else [private]
+        if late:
+            found.append(
+                f"{late} of {len(selected)} selected rounds lie beyond the run's {rounds}; the last is round {max(selected)}"
+            )
+        lasts, due = self.virtual.privacy_rounds, len(selected) - late
+        if lasts is not None and due > lasts:
+            found.append(
+                f"virtual.privacy_rounds = {lasts} and {due} rounds are selected: a client that has been in {lasts} of them "
+                "refuses to work in a further one"
+            )
+        return tuple(found)
 
     # --- a client ------------------------------------------------------------------------------------------------
 
-    def _move(self, own: Shard, real: Shard, inbox: Bundle, desk: Desk) -> tuple[Shard, Health | None]:
+    def _move(
+        self, own: Shard, real: Shard, inbox: Bundle, guarantee: Guarantee | None, desk: Desk
+    ) -> tuple[Shard, Health | None]:
         """Iterative distribution matching: D^c on, with ψ of the network that arrived."""
         network = Trained(self.world.architecture, inbox.groups["model"]).module().to(desk.device)
-        matcher = DistributionMatcher(
-            networks=NearbyNetworks(network),
-            real=real.to(desk.device).whitened(),
-            batch=self.virtual.real_batch,
-            augmentation=self.virtual.matching_augmentation(),
-        )
+        matcher = self.virtual.matcher(NearbyNetworks(network), real, guarantee, device=desk.device)
         canvas = canvas_of(own, lr=self.virtual.lr, momentum=self.virtual.momentum, device=desk.device)
-        health = descend(
-            canvas,
-            matcher,
-            steps=self.match_steps,
-            seed=desk.seed.at("match"),
-            progress=partial(desk.progress, "distil"),
-        )
+        seed, progress = desk.seed.at("match"), partial(desk.progress, "distil")
+        health = draw_near(canvas, matcher, steps=self.match_steps, seed=seed, progress=progress)
         return canvas.shard(self.world.classes), health
 
     def _shared(self, inbox: Bundle) -> Shard | None:
@@ -380,6 +391,11 @@ class FedLGD:
         return canvas_of(shared, lr=self.distill_lr, momentum=self.distill_momentum, device=desk.device)
 
     # --- parts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _moving(self) -> int:
+        """Steps in which a client looks at its images in a selected round."""
+        return self.match_steps if len(list(self.selected)) else 0
 
     @property
     def _averaging(self) -> FedAvg:

@@ -166,18 +166,22 @@ def remarks(method: Lasting, rounds: int) -> Sequence[str]:
 # --- at a client -------------------------------------------------------------------------------------------------------
 
 
-def guarantee(epsilon: float, delta: float, look: Look, *, images: int, steps: int, lasting: int) -> Guarantee:
+def guarantee(
+    epsilon: float, delta: float, look: Look, *, images: int, steps: int, lasting: int, table: str = "algorithm"
+) -> Guarantee:
     """What ``steps`` steps spend with the noise that lets ``lasting`` of them stay within ``epsilon``.
+
+    ``table`` of the experiment is where δ was set.
 
     Raises:
         RunError: δ allows one of the ``images`` to be shown, or no noise is enough.
     """
-    check_delta(delta, images)
+    check_delta(delta, images, table)
     noise = noise_for(epsilon, rate=look.rate, steps=lasting, delta=delta)
     return Guarantee(epsilon_of(noise=noise, rate=look.rate, steps=steps, delta=delta), delta, noise)
 
 
-def check_delta(delta: float, images: int) -> None:
+def check_delta(delta: float, images: int, table: str = "algorithm") -> None:
     """That δ is below one image in all.
 
     Raises:
@@ -185,7 +189,7 @@ def check_delta(delta: float, images: int) -> None:
     """
     if delta * images >= 1:
         raise RunError(
-            f"algorithm.privacy_delta = {delta:g} allows one of the client's {images} images to be shown: set it below "
+            f"{table}.privacy_delta = {delta:g} allows one of the client's {images} images to be shown: set it below "
             f"{1 / images:.1g}"
         )
 
@@ -232,8 +236,10 @@ def spent(memory: Bundle, steps: int) -> Bundle:
 # --- at the server -----------------------------------------------------------------------------------------------------
 
 
-def said(method: Budgeted, reply: Bundle) -> Guarantee | None:
+def said(method: Budgeted, reply: Bundle, table: str = "algorithm") -> Guarantee | None:
     """What a stranger says that it has spent: its word, for no server can tell by what it sent. None without a budget.
+
+    ``table`` of the experiment is where the budget was set.
 
     Raises:
         InputError: it says nothing of the kind, or that it went beyond the budget.
@@ -244,7 +250,7 @@ def said(method: Budgeted, reply: Bundle) -> Guarantee | None:
     if found.epsilon > method.privacy_epsilon or found.delta > method.privacy_delta:
         raise InputError(
             f"it says that it spent epsilon = {found.epsilon:g} at delta = {found.delta:g}, which is beyond "
-            f"algorithm.privacy_epsilon = {method.privacy_epsilon:g} at algorithm.privacy_delta = {method.privacy_delta:g}"
+            f"{table}.privacy_epsilon = {method.privacy_epsilon:g} at {table}.privacy_delta = {method.privacy_delta:g}"
         )
     return found
 
@@ -261,10 +267,10 @@ def claimed(reply: Bundle) -> Guarantee:
     return Guarantee(*numbers)
 
 
-def unsaid(method: Budgeted, reply: Bundle) -> str | None:
+def unsaid(method: Budgeted, reply: Bundle, table: str = "algorithm") -> str | None:
     """Why ``reply`` cannot be used under the budget; None where it can, or there is none."""
     try:
-        said(method, reply)
+        said(method, reply, table)
     except InputError as error:
         return str(error)
     return None

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fedstill.algorithms.updates import OnUpdates
 from fedstill.algorithms.virtual import kept_set
 from fedstill.attacked import Nothing, Target, exchange_of, held_out, memory_of
 from fedstill.attacks.updates import again, no_updates, update_seen
@@ -25,6 +26,7 @@ from fedstill.audit.attributes import by_signs, label_of_one, labels_of
 from fedstill.audit.federation import Exchange, sent_network
 from fedstill.audit.inversion import ASSUMPTIONS, CITATION, Inverted, Inverting, invert
 from fedstill.audit.seen import Seen, update_of
+from fedstill.bundle import Bundle
 from fedstill.data.shard import Shard, hard_labels
 from fedstill.errors import Diverged, InputError
 from fedstill.folder import AUDITED
@@ -32,6 +34,7 @@ from fedstill.kept import training_fields, virtual_sets
 from fedstill.output import save_pairs
 from fedstill.privacy import Privacy
 from fedstill.rounds import Desk, Trained
+from fedstill.seeds import Seed
 from fedstill.train import Recipe
 
 __all__ = ["Inversion", "inversion"]
@@ -146,8 +149,11 @@ def inversion(asked: Inversion, target: Target, desk: Desk) -> dict[str, Any]:
 def _privacy(target: Target, exchange: Exchange) -> Privacy | None:
     """How the client made the update private, by its own word; None where it did not."""
     noise = exchange.up.numbers.get("noise")
-    clip = training_fields(target.run, target.experiment).get("privacy_clip")
-    return None if noise is None or clip is None else Privacy(float(noise), float(clip))
+    fields = training_fields(target.run, target.experiment)
+    # a budget of virtual images is spent before any step on them
+    if noise is None or fields.get("privacy_epsilon") is None:
+        return None
+    return Privacy(float(noise), float(fields["privacy_clip"]))
 
 
 def _first(target: Target, client: str) -> Trained | str:
@@ -172,7 +178,7 @@ def _cases(
     def one(received: Trained | str) -> _Case:
         if isinstance(received, str):
             raise InputError(received)
-        step = _step(received, own.images.take(rows[:1]), lr, privacy, desk)
+        step = _step(target, received, own.images.take(rows[:1]), lr, privacy, desk)
         return step._replace(labels=torch.tensor([label_of_one(step.what)]))
 
     def really() -> _Case:
@@ -182,16 +188,27 @@ def _cases(
     return {
         **({} if first is None else {"first": lambda: one(first)}),
         "one": lambda: one(sent.received),
-        "few": lambda: _step(sent.received, own.images.take(rows), lr, privacy, desk),
+        "few": lambda: _step(target, sent.received, own.images.take(rows), lr, privacy, desk),
         "sent": really,
     }
 
 
-def _step(received: Trained, behind: Shard, lr: float, privacy: Privacy | None, desk: Desk) -> _Case:
+def _step(target: Target, received: Trained, behind: Shard, lr: float, privacy: Privacy | None, desk: Desk) -> _Case:
     """What the client would send, were these its images, after one step on them all."""
     recipe = Recipe(epochs=1, lr=lr, batch=len(behind))
-    made = update_of(received, behind, recipe, privacy=privacy, desk=desk.at("step", len(behind)))
+    desk = desk.at("step", len(behind))
+    leaves = partial(_leaves, target, received, desk.seed.at("update"))
+    made = update_of(received, behind, recipe, privacy=privacy, leaves=leaves, desk=desk)
     return _Case(made, hard_labels(behind.labels), behind)
+
+
+def _leaves(target: Target, received: Trained, seed: Seed, reply: Bundle) -> Bundle:
+    """What an attacker reads of a reply: with ``[update]`` its change cut, noised and coded, as the client's own are."""
+    algorithm = target.parts.algorithm
+    if not isinstance(algorithm, OnUpdates):
+        return reply
+    inbox = Bundle().put(model=received.tensors)
+    return Exchange(0, inbox, algorithm.sent(inbox, reply, seed)).read_by(algorithm).up
 
 
 def _against(

@@ -8,16 +8,16 @@ distilled   a fresh network that learnt from the distilled images alone
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedstill.algorithms.union import join_sets
 from fedstill.bundle import Bundle
 from fedstill.data.shard import Shard
 from fedstill.engines.client import LOCAL
 from fedstill.engines.local import LocalEngine
-from fedstill.errors import RunError
+from fedstill.errors import InputError, RunError
 from fedstill.models.architecture import Architecture
-from fedstill.rounds import Algorithm, Desk, Engine, Failure, Reply, Site, Trained, World, rounds
+from fedstill.rounds import Algorithm, Desk, Engine, Failure, Reply, Site, Trained, World, opened, rounds
 from fedstill.seeds import Seed
 from fedstill.train import Recipe, fit
 
@@ -65,6 +65,17 @@ class Exchange:
     number: int
     down: Bundle
     up: Bundle
+
+    def read_by(self, algorithm: Algorithm) -> Exchange:
+        """The same with what came back as a server of this method reads it, where clients send in a code.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        try:
+            return replace(self, up=opened(algorithm, lambda: self.down, self.up))
+        except InputError as error:
+            raise InputError(f"the client's message of round {self.number} tells nothing: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -178,7 +189,8 @@ def run_federation(
         state = each.state
         progress(each.number)
     memories = {client: local.memory.read(client, federation.rounds + 1) for client in listened}
-    return Watched(state, engine.heard, memories)
+    heard = {client: each.read_by(federation.algorithm) for client, each in engine.heard.items()}
+    return Watched(state, heard, memories)
 
 
 def sent_network(sent: Bundle, architecture: Architecture) -> Trained | str:

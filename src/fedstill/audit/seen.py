@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedstill.bundle import Bundle, Group
@@ -53,15 +54,24 @@ def seen(received: Trained, reply: Bundle) -> Seen:
     return Seen(received, change)
 
 
-def update_of(received: Trained, shard: Shard, recipe: Recipe, *, privacy: Privacy | None = None, desk: Desk) -> Seen:
+def update_of(
+    received: Trained,
+    shard: Shard,
+    recipe: Recipe,
+    *,
+    privacy: Privacy | None = None,
+    leaves: Callable[[Bundle], Bundle] = lambda reply: reply,
+    desk: Desk,
+) -> Seen:
     """What a client that holds ``shard`` alone would send: what an audit that re-runs a client attacks.
 
     Args:
         privacy: how the client protects its gradients; None: it does not.
+        leaves: what becomes of its reply on the way.
 
     Raises:
         Diverged: its training diverged.
         MissingExtra: the package that differential privacy needs is not installed.
     """
     fitted = fit(received.module(), shard, recipe, seed=desk.seed, device=desk.device, privacy=privacy)
-    return seen(received, Bundle().put(model={name: tensor.cpu() for name, tensor in fitted.tensors.items()}))
+    return seen(received, leaves(Bundle().put(model={name: tensor.cpu() for name, tensor in fitted.tensors.items()})))

@@ -169,7 +169,7 @@ def _say(settings: SiteSettings, federation: Federation | None, found: Checked) 
 
 
 def _privacy(settings: PrivacySettings) -> str:
-    from fedstill.deployment.privacy import epsilon
+    from fedstill.updates import epsilon
 
     counts = sorted({1, min(10, settings.answers), settings.answers})
     told = ", ".join(f"{epsilon(count, settings.noise, settings.delta):.3g} after {count}" for count in counts)

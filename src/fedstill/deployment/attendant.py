@@ -188,7 +188,13 @@ class SiteAttendant:
                 f"the experiment names '{printable(foreign)}', code that is not fedstill's: name the experiment "
                 f"({identity(call.settings)}) in policy.experiments if the site is to run what is installed under that name"
             )
-        return Federation.of(restored(call.settings, self._priors))
+        experiment = restored(call.settings, self._priors)
+        if self._private and experiment.update is not None and experiment.update.bits is not None:
+            raise InputError(
+                f"the experiment has update.bits = {experiment.update.bits}, and the site's privacy covers whole model weights "
+                "alone"
+            )
+        return Federation.of(experiment)
 
     def _summed(self, call: Call, inbox: Bundle) -> Bundle | str:
         """The site's part in a secure sum; its work is that of ``local``, to the bit."""
@@ -255,7 +261,7 @@ class SiteAttendant:
         world = experiment.world(federation.classes, normalisation, channels=channels, size=size)
         self._held = _Prepared(
             identity=known,
-            algorithm=experiment.algorithm.build(world, experiment.virtual),
+            algorithm=experiment.algorithm.build(world, experiment.virtual, experiment.update),
             site=as_site(
                 self.settings,
                 loaded,

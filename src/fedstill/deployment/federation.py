@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedstill.algorithms import ALGORITHMS
+from fedstill.algorithms.updates import UpdateSettings
 from fedstill.data.shard import Normalisation
 from fedstill.deployment.policy import NUMBERS, word_of
 from fedstill.engines.client import LEAST
@@ -69,12 +70,19 @@ class Federation:
             raise InputError(
                 "data.classes is missing: sites find their classes by name, so a federation's experiment lists all of them"
             )
-        for key in ("privacy_epsilon", "privacy_noise"):
-            if getattr(method.options, key, None):
+        budgets = [(f"algorithm.{key}", method.options, key) for key in ("privacy_epsilon", "privacy_noise")]
+        for place, table, key in (*budgets, ("virtual.privacy_epsilon", experiment.virtual, "privacy_epsilon")):
+            if getattr(table, key, None):
                 raise InputError(
-                    f"algorithm.{key}: its noise comes from the run's seed, which a federation's server knows and could take it "
+                    f"{place}: its noise comes from the run's seed, which a federation's server knows and could take it "
                     "off with; leave it out, and let sites set [privacy]"
                 )
+        if experiment.update is not None and experiment.update.private:
+            key = "noise" if experiment.update.noise is not None else "epsilon"
+            raise InputError(
+                f"update.{key}: its noise comes from the run's seed, which a federation's server knows and could take it off "
+                "with; leave it out, and let sites set [privacy]"
+            )
         entry = ALGORITHMS.get(method.name)
         return cls(
             classes=data.classes,
@@ -89,7 +97,7 @@ class Federation:
 
 
 _HEADS = frozenset(
-    ("seed", "cohort", "quorum", "threads", "farthest", "start", "data", "model", "algorithm", "virtual")
+    ("seed", "cohort", "quorum", "threads", "farthest", "start", "data", "model", "algorithm", "virtual", "update")
 )
 """What :func:`agreed` tells of."""
 
@@ -179,7 +187,7 @@ def form(experiment: Experiment) -> tuple[int, tuple[int, int], Normalisation]:
     return data.channels, size, Normalisation(data.mean, data.std)
 
 
-def check_summable(method: Method, asked: int) -> None:
+def check_summable(method: Method, asked: int, update: UpdateSettings | None = None) -> None:
     """That a sum of models is all that the server needs, and that it would hide each of them.
 
     Raises:
@@ -194,6 +202,11 @@ def check_summable(method: Method, asked: int) -> None:
         raise InputError(
             f"algorithm.rule = '{rule}': it compares clients' models one by one, which engine.secure = true hides; "
             "use rule = 'mean', or set engine.secure to false"
+        )
+    if update is not None and update.bits is not None:
+        raise InputError(
+            f"update.bits = {update.bits}: sites that mask their models send whole ones, of which no code of fewer bits "
+            "is left; leave it out, or set engine.secure to false"
         )
     if asked < LEAST:
         raise InputError(

@@ -83,7 +83,8 @@ class Served:
         """A run without training images: form and classes are stated, test images are the server's own where it has some."""
         Federation.of(experiment)
         if experiment.engine.secure:
-            check_summable(experiment.algorithm, cohort_size(experiment.cohort, tuple(self.keys), experiment.quorum))
+            asked = cohort_size(experiment.cohort, tuple(self.keys), experiment.quorum)
+            check_summable(experiment.algorithm, asked, experiment.update)
         channels, size, normalisation = form(experiment)
         if experiment.evaluate.gradients:
             raise InputError("evaluate.gradients = true: it needs all sites' images in one place; set it to false")
@@ -91,7 +92,7 @@ class Served:
         assert classes is not None
         seed = Seed.root(experiment.seed)
         world = experiment.world(classes, normalisation, channels=channels, size=size)
-        algorithm = experiment.algorithm.build(world, experiment.virtual)
+        algorithm = experiment.algorithm.build(world, experiment.virtual, experiment.update)
         sites = tuple(self.keys)
         nothing = _none(channels, size, classes, normalisation)
         data = Loaded(nothing, _test_images(experiment, seed, nothing), None, None, ())

@@ -13,6 +13,7 @@ from fedstill.files import write_text
 from fedstill.report.latex import tabular
 from fedstill.report.markdown import table
 from fedstill.report.parts import Cell, Grid, Page, charts, grids
+from fedstill.report.rows import Private
 from fedstill.report.runs import Run
 
 __all__ = ["check", "write_csv", "write_figures", "write_latex", "write_markdown", "write_results"]
@@ -212,6 +213,9 @@ _CLIENTS: list[Value] = [
     "epsilon",
     "delta",
     "noise",
+    "update epsilon",
+    "update delta",
+    "update noise",
 ]
 
 
@@ -224,9 +228,12 @@ def _clients(run: Run) -> Iterator[list[Value]]:
                 if own is not None
                 else [None] * 5
             )
-            its = client.private
-            private = [its.epsilon, its.delta, its.noise] if its is not None else [None] * 3
-            yield [row.number, client.client, client.examples, client.loss, client.validation, *tested, *private]
+            spent = [value for its in (client.private, client.update) for value in _spent(its)]
+            yield [row.number, client.client, client.examples, client.loss, client.validation, *tested, *spent]
+
+
+def _spent(its: Private | None) -> list[Value]:
+    return [None] * 3 if its is None else [its.epsilon, its.delta, its.noise]
 
 
 _MATCHING: list[Value] = [

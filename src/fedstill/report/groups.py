@@ -14,6 +14,7 @@ from typing import Any
 from fedstill.algorithms import ALGORITHMS
 from fedstill.report.rows import Row
 from fedstill.report.runs import Run
+from fedstill.settings import earlier
 
 __all__ = [
     "APART",
@@ -197,8 +198,10 @@ def difference(group: Group, alike: Sequence[Group], keys: Sequence[str] | None 
     apart = [key for key in {key: None for table in tables for key in table} if len({t.get(key) for t in tables}) > 1]
     names = [other.runs[0].name for other in alike]
     if len(apart) == 1 or (len(apart) <= _TELLING and len(set(names)) < len(names)):
+        was = earlier(group.runs[0].method)
         return ", ".join(
-            own[key] if key == _NETWORK else f"{key.rpartition('.')[2]} {own.get(key, 'unset')}" for key in apart
+            own[key] if key == _NETWORK else f"{key.rpartition('.')[2]} {own.get(key, was.get(key, 'unset'))}"
+            for key in apart
         )
     if len(set(names)) < len(names):
         return group.runs[0].folder.resolve().name

@@ -60,7 +60,8 @@ class Own:
 
 @dataclass(frozen=True)
 class Private:
-    """What a client says of its differential privacy; fields as in :class:`fedstill.privacy.Guarantee`, all above 0."""
+    """What a client says of its differential privacy; fields as in :class:`fedstill.privacy.Guarantee`, all above 0 but ε, which
+    so much noise may round to 0."""
 
     epsilon: float
     delta: float
@@ -71,8 +72,8 @@ class Private:
 class ClientRow:
     """One client in one round; ``validation`` is the accuracy of the model it received on its validation split.
 
-    ``course`` is how the distillation went that it did itself; None where it did none. ``private`` is None where it does not say
-    that it is.
+    ``course`` is how the distillation went that it did itself; None where it did none. ``private`` is what it says of single
+    images, ``update`` of all its images at once; None where it says nothing.
     """
 
     client: str
@@ -83,6 +84,7 @@ class ClientRow:
     matching: Matching | None
     course: Course | None
     private: Private | None
+    update: Private | None
 
 
 @dataclass(frozen=True)
@@ -243,12 +245,13 @@ def _client(table: Table) -> ClientRow:
         matching=_matching(matching) if matching else None,
         course=read_course(table),
         private=_private(as_table(table.get("privacy"))),
+        update=_private(as_table(table.get("update"))),
     )
 
 
 def _private(table: Table) -> Private | None:
     epsilon, delta, noise = (as_figure(table.get(name)) for name in ("epsilon", "delta", "noise"))
-    if epsilon is None or delta is None or noise is None or min(epsilon, delta, noise) <= 0:
+    if epsilon is None or delta is None or noise is None or min(delta, noise) <= 0 or epsilon < 0:
         return None
     return Private(epsilon, delta, noise)
 

@@ -177,11 +177,12 @@ def _settings(experiment: Table) -> Table:
     settings = {key: value for key, value in experiment.items() if key != "provenance"}
     if isinstance(data := settings.get("data"), Mapping) and data.get("zca") is False:
         settings["data"] = {key: value for key, value in data.items() if key not in ("zca", "zca_epsilon")}
-    method = as_table(settings.get("algorithm"))
-    kept = told(settings | {f"algorithm.{key}": value for key, value in method.items()})
+    tables = {name: as_table(settings[name]) for name in ("algorithm", "virtual") if name in settings}
+    within = {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
+    kept = told(settings | within)
     settings = {key: value for key, value in settings.items() if key in kept}
-    if method:
-        settings["algorithm"] = {key: value for key, value in method.items() if f"algorithm.{key}" in kept}
+    for name, table in tables.items():
+        settings[name] = {key: value for key, value in table.items() if f"{name}.{key}" in kept}
     return settings
 
 
