@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedstill.algorithms.updates import OnUpdates
+from fedstill.algorithms.updates import ANSWERS, OnUpdates
 from fedstill.algorithms.virtual import kept_set
 from fedstill.attacked import Nothing, Target, exchange_of, held_out, memory_of
 from fedstill.attacks.updates import again, no_updates, update_seen
@@ -208,7 +208,8 @@ def _leaves(target: Target, received: Trained, seed: Seed, reply: Bundle) -> Bun
     if not isinstance(algorithm, OnUpdates):
         return reply
     inbox = Bundle().put(model=received.tensors)
-    return Exchange(0, inbox, algorithm.sent(inbox, reply, seed)).read_by(algorithm).up
+    sent = algorithm.sent(inbox, reply, seed).put({ANSWERS: 1})
+    return Exchange(1, inbox, sent).read_by(algorithm).up
 
 
 def _against(
