@@ -28,6 +28,7 @@ _LATER: Mapping[str, Any] = MappingProxyType(
         "algorithm.hostile": None,
         "algorithm.prior_classes": None,
         "algorithm.precision": "float32",
+        "algorithm.disagreeing": "keep",
     }
 )
 """Settings that files may be older than, by dotted key, and what they then were."""

@@ -47,6 +47,7 @@ WORK = {
     "masked": "sites train",
     "unmask": "sites unmask the sum",
     "distil": "server distils",
+    "check": "server compares sets",
     "train": "server trains",
     "evaluate": "evaluating",
 }

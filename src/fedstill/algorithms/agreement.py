@@ -1,0 +1,240 @@
+"""Do clients' distilled sets agree with each other? A server's check, before it trains on them.
+
+Of the sets S_1 … S_n of a round, each with the classes that it has:
+
+    f_d        a network that begins where the method's begins, and learns S_d alone by the method's own recipe
+    a(c,d,k)   the share of the images of class k in S_c that f_d labels k; c ≠ d, and both have class k
+    r(c,k)     the mean of the medians over d of a(c,d,k) and of a(d,c,k): how the others' networks read c's images of class k,
+               and how c's network reads theirs
+    agreement  of c: the mean of r(c,k) over its classes that are assessed, which are those that ``OTHERS`` other sets have
+    worst      of c: the least of r(c,k) − median over i of r(i,k): its class that falls most behind others' sets of it
+
+c is *flagged* where its agreement or its worst lies below that figure's median over clients by more than the larger of a floor
+(``FLOOR``, ``WORST_FLOOR``) and ``MADS`` times 1.4826 · MAD, the median distance from the median. The agreement finds sets that
+are wrong all over, such as those of labels that were all changed; the worst finds one class that means something else, such as
+a backdoor's target. Both are of medians over the others: a hostile minority neither hides nor accuses.
+
+A class that fewer others have is not assessed, and says nothing for or against a client: ``assessed`` of ``classes`` in its
+figures. Who has no class that is assessed is not flagged, and nobody is where ``OTHERS`` clients or fewer have one.
+
+It costs about as much as training the network on the union once more: n networks, each on an n-th of it.
+
+What it does not catch: hostile clients that are half of those who hold a class, or more, for they are its median; images that
+others' networks read as labelled, though they teach something beside; a pattern in few of a class's images; whoever knows this
+check and distils against it. Whom it flags may be honest: a client whose images of a class look like nobody else's, as with
+another scanner, disagrees in truth. docs/results/poisoning.md has how often either happened.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from fedstill.algorithms.union import DistilledSet
+from fedstill.data.shard import Shard
+from fedstill.errors import Diverged
+from fedstill.rounds import Desk, Failure, Trained
+from fedstill.train import Recipe, fit, predict
+
+__all__ = ["Agreement", "Disagreeing", "Looked", "accusations", "agreements", "look"]
+
+OTHERS = 3
+"""Sets beside a client's own that must have a class for it to be assessed: a median of fewer is one client's word."""
+
+MADS = 4.0
+"""Deviations (1.4826 · MAD, the standard deviation of a normal distribution) below the median that are still unremarkable."""
+
+FLOOR = 0.3
+"""What an agreement may lie below the median in any case: where all agree to a hair, the next hair is no accusation."""
+
+WORST_FLOOR = 0.6
+"""The same of a client's worst class, which is a figure of few images and scatters more."""
+
+_NORMAL = 1.4826  # a normal distribution's standard deviation in units of its MAD
+
+Disagreeing = Annotated[
+    Literal["keep", "flag", "drop"],
+    Field(
+        description="sets that disagree with the others': keep = not looked for; flag = told; drop = left out of the round"
+    ),
+]
+
+
+class Agreement(NamedTuple):
+    """How far one client's set agrees with the others'.
+
+    Attributes:
+        agreement: over all classes that are assessed; None where none is.
+        worst: of the class that falls most behind others' sets of it, by how much; None where none is assessed.
+        where: that class.
+        assessed, classes: classes that were assessed, and that the set has.
+    """
+
+    agreement: float | None
+    worst: float | None
+    where: int | None
+    assessed: int
+    classes: int
+
+
+class Looked(NamedTuple):
+    """What the check found.
+
+    Attributes:
+        kept: sets to learn from, in the order given.
+        figures: by client, for its line in the round's figures.
+        failures: who was left out, and why.
+    """
+
+    kept: list[DistilledSet]
+    figures: Mapping[str, dict[str, Any]]
+    failures: list[Failure]
+
+
+def look(
+    disagreeing: Literal["keep", "flag", "drop"],
+    sets: Sequence[DistilledSet],
+    start: Trained,
+    recipe: Recipe,
+    desk: Desk,
+) -> Looked:
+    """Ask whether the sets agree, and do with those that do not as ``disagreeing`` says.
+
+    Args:
+        disagreeing: ``keep`` asks nothing.
+        sets: one a client, each with an image at least.
+        start: the network that each f_d begins as.
+        recipe: by which it learns.
+        desk: f_d draws from ``desk.seed.at(d)``; ``desk.map`` spreads them.
+    """
+    if disagreeing == "keep" or not sets:
+        return Looked(list(sets), {}, [])
+    names = sets[0].synthetic.classes
+    holds = torch.tensor([each.synthetic.histogram() for each in sets]) > 0
+    found = agreements(_readings(sets, holds, start, recipe, desk), holds)
+    why = {each.client: reason for each, reason in zip(sets, accusations(found, names), strict=True)}
+    figures = {
+        each.client: _figures(its, names) | {"flagged": why[each.client] is not None}
+        for each, its in zip(sets, found, strict=True)
+    }
+    if disagreeing == "flag":
+        return Looked(list(sets), figures, [])
+    failures = [Failure(client, reason) for client, reason in why.items() if reason is not None]
+    return Looked([each for each in sets if why[each.client] is None], figures, failures)
+
+
+def agreements(readings: Float[Tensor, "n n K"], holds: Bool[Tensor, "n K"]) -> list[Agreement]:
+    """Of every client.
+
+    Args:
+        readings: a(c,d,k); NaN where c = d, where c or d lacks class k, and where nothing could be learned of S_d.
+        holds: which classes each set has.
+    """
+    paired = ~readings.isnan()
+    others = (paired | paired.transpose(0, 1)).sum(1)
+    # [2, n, K]: how others read c's images, and how c's network reads theirs; a set of which nothing can be learned has the first
+    both = torch.stack([readings.nanquantile(0.5, dim=1), readings.nanquantile(0.5, dim=0)]).nanmean(0)
+    both = both.masked_fill(others < OTHERS, torch.nan)
+    behind = both - both.nanquantile(0.5, dim=0)
+    found = []
+    for own, less, count in zip(both, behind, holds.sum(1).tolist(), strict=True):
+        known = torch.nonzero(~own.isnan()).flatten()
+        if not len(known):
+            found.append(Agreement(None, None, None, 0, count))
+            continue
+        place = int(known[less[known].argmin()])
+        found.append(Agreement(own[known].mean().item(), less[place].item(), place, len(known), count))
+    return found
+
+
+def accusations(found: Sequence[Agreement], names: Sequence[str]) -> list[str | None]:
+    """For each client why it is flagged, in one sentence; None: it is not. ``names`` are of the classes."""
+    overall = _least([each.agreement for each in found], FLOOR)
+    worst = _least([each.worst for each in found], WORST_FLOOR)
+    told: list[str | None] = []
+    for each in found:
+        if each.agreement is None or each.worst is None or each.where is None:
+            told.append(None)
+        elif each.agreement < overall:
+            told.append(
+                f"its images disagree with the others': {each.agreement:.0%} are read alike, below {overall:.0%}"
+            )
+        elif each.worst < worst:
+            told.append(
+                f"its images of class '{names[each.where]}' disagree with the others': they are read alike "
+                f"{-100 * each.worst:.0f} points less often, beyond {-100 * worst:.0f}"
+            )
+        else:
+            told.append(None)
+    return told
+
+
+def _least(values: Sequence[float | None], floor: float) -> float:
+    """Below which a figure is remarkable; minus infinity where too few are known to say."""
+    known = [value for value in values if value is not None]
+    if len(known) <= OTHERS:
+        return -math.inf
+    middle = statistics.median(known)
+    spread = _NORMAL * statistics.median(abs(value - middle) for value in known)
+    return middle - max(floor, MADS * spread)
+
+
+def _readings(
+    sets: Sequence[DistilledSet], holds: Bool[Tensor, "n K"], start: Trained, recipe: Recipe, desk: Desk
+) -> Float[Tensor, "n n K"]:
+    """a(c,d,k)."""
+    pupils = [
+        _Pupil(each.synthetic, Desk(desk.seed.at(each.client), device=desk.device, progress=desk.steps))
+        for each in sets
+    ]
+    shards = [each.synthetic for each in sets]
+    desk.progress("check", 0, len(sets))
+    columns = []
+    for column in desk.map(partial(_read, shards, start, recipe), pupils):
+        columns.append(column)
+        desk.progress("check", len(columns), len(sets))
+    readings = torch.stack(columns, 1)
+    readings = readings.masked_fill(~(holds[:, None] & holds[None]), torch.nan)
+    return readings.masked_fill(torch.eye(len(sets), dtype=torch.bool)[..., None], torch.nan)
+
+
+class _Pupil(NamedTuple):
+    """What one network learns; crosses to a worker process."""
+
+    lesson: Shard
+    desk: Desk
+
+
+def _read(shards: Sequence[Shard], start: Trained, recipe: Recipe, pupil: _Pupil) -> Float[Tensor, "n K"]:
+    """For each set and class the share that the network which learned ``pupil.lesson`` labels right; NaN without an image."""
+    try:
+        fitted = fit(start.module(), pupil.lesson, recipe, seed=pupil.desk.seed, device=pupil.desk.device)
+    except Diverged:
+        return torch.full((len(shards), len(pupil.lesson.classes)), torch.nan, dtype=torch.float64)
+    network = Trained(start.architecture, fitted.tensors).module()
+    return torch.stack([_recalls(predict(network, shard, device=pupil.desk.device), shard) for shard in shards])
+
+
+def _recalls(logits: Float[Tensor, "n K"], shard: Shard) -> Float[Tensor, " K"]:
+    count = len(shard.classes)
+    right = logits.argmax(1) == shard.labels
+    hits = torch.bincount(shard.labels[right], minlength=count).double()
+    return hits / torch.bincount(shard.labels, minlength=count)  # 0 / 0 is NaN
+
+
+def _figures(its: Agreement, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "agreement": its.agreement,
+        "agreement_worst": its.worst,
+        "agreement_class": None if its.where is None else names[its.where],
+        "assessed": its.assessed,
+        "classes": its.classes,
+    }
