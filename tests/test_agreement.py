@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedstill.algorithms.agreement import FLOOR, OTHERS, accusations, agreements, look
+from fedstill.algorithms.agreement import OTHERS, Agreement, accusations, agreements, look
 from fedstill.algorithms.feddgm import FedDGM
 from fedstill.algorithms.oneshot import OneShot
 from fedstill.algorithms.sharing import FedDM
@@ -27,14 +27,25 @@ RECIPE = Recipe(epochs=20, lr=0.1, batch=8)
 SEED = Seed.root(0)
 
 
-def readings(*rows: list[float], holds: list[list[int]] | None = None) -> tuple[Tensor, Tensor]:
-    """a(c,d,k) where client c is read as ``rows[c]`` says by everybody, and everybody reads alike."""
-    count = len(rows)
-    held = torch.ones(count, len(rows[0])) > 0 if holds is None else torch.tensor(holds) > 0
-    table = torch.tensor(rows, dtype=torch.float64)[:, None].repeat(1, count, 1)
-    table[~(held[:, None] & held[None])] = torch.nan
-    table[torch.eye(count) > 0] = torch.nan
-    return table, held
+def guesses(*clients: dict[int, list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Everybody reads an image as what it shows. A client's set: by class, what its images of it show; its network has learned to
+    call the first of them so, and all else by its name.
+    """
+    shown, owner, labels = [], [], []
+    for index, held in enumerate(clients):
+        for label, images in held.items():
+            shown += images
+            owner += [index] * len(images)
+            labels += [label] * len(images)
+    table = torch.zeros(len(clients), len(shown), len(NAMES), dtype=torch.float64)
+    for index, held in enumerate(clients):
+        called = {images[0]: label for label, images in held.items()}
+        for place, what in enumerate(shown):
+            table[index, place, called.get(what, what)] = 1
+    return table, torch.tensor(owner), torch.tensor(labels)
+
+
+HONEST = {0: [0, 0], 1: [1, 1], 2: [2, 2]}
 
 
 def sets(*, spoilt: str | None = None, clients: int = 5) -> list[DistilledSet]:
@@ -58,68 +69,74 @@ def looked(disagreeing: Any, given: list[DistilledSet], **desk: Any) -> Any:
 
 
 def test_figures_are_the_definition() -> None:
-    table, held = readings([0.9, 0.8], [0.9, 0.8], [0.9, 0.8], [0.1, 0.8])
-    found = agreements(table, held)
-    # others read c3's images of class 0 at 0.1, and its network theirs at 0.9; of c0 the medians are 0.9 both ways
-    assert found[3].agreement == pytest.approx((0.5 + 0.8) / 2)
-    assert (found[3].where, found[3].worst) == (0, pytest.approx(0.5 - 0.9))
-    assert found[0].agreement == pytest.approx(0.85)
+    # half of c3's images of x show a z; its network, which learned of the other half, reads all of the others' right
+    found = agreements(*guesses(HONEST, HONEST, HONEST, {**HONEST, 0: [0, 2]}))
+    assert found[3].agreement == pytest.approx((0.75 + 1 + 1) / 3)
+    assert (found[3].where, found[3].worst, found[3].assessed, found[3].classes) == (
+        0,
+        pytest.approx(0.75 - 11 / 12),
+        3,
+        3,
+    )
+    # six of the others' seven images that are called x show one
+    assert found[0].agreement == pytest.approx(((1 + 5 / 6) / 2 + 1 + 1) / 3)
 
 
 def test_a_class_that_few_others_have_is_not_assessed() -> None:
-    holds = [[1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 0, 1], [1, 0, 0]]
-    found = agreements(*readings(*[[0.9, 0.1, 0.9]] * 5, holds=holds))
+    both, left, alone = {0: [0], 1: [1]}, {0: [0], 2: [2]}, {0: [0]}
+    found = agreements(*guesses(both, both, both, left, alone))
     assert OTHERS == 3
     assert [(its.assessed, its.classes) for its in found] == [(1, 2), (1, 2), (1, 2), (1, 2), (1, 1)]
-    assert all(its.agreement == pytest.approx(0.9) for its in found)
+    assert all(its.agreement == 1 for its in found)
 
 
 def test_who_has_no_class_in_common_is_neither_assessed_nor_accused() -> None:
-    holds = [[1, 0]] * 4 + [[0, 1]]
-    found = agreements(*readings(*[[0.9, 0.0]] * 5, holds=holds))
-    assert found[4].agreement is None
-    assert found[4].assessed == 0
+    found = agreements(*guesses(*[{0: [0]}] * 4, {1: [2]}))
+    assert found[4] == (None, None, None, 0, 1)
     assert accusations(found, NAMES) == [None] * 5
 
 
 def test_nothing_learned_of_a_set_leaves_how_others_read_it() -> None:
-    table, held = readings(*[[0.9]] * 4, [0.2])
-    table[:, 4] = torch.nan
-    assert agreements(table, held)[4].agreement == pytest.approx(0.2)
+    table, owner, labels = guesses(*[HONEST] * 4, {**HONEST, 0: [0, 2]})
+    table[4] = torch.nan
+    found = agreements(table, owner, labels)
+    assert found[4].agreement == pytest.approx((0.5 + 1 + 1) / 3)
+    assert found[0].agreement == pytest.approx(((1 + 7 / 8) / 2 + 1 + 1) / 3)
 
 
 def test_a_set_that_is_wrong_all_over_is_accused() -> None:
-    found = agreements(*both([0.9, 0.9, 0.9], [0.0, 0.0, 0.0]))
-    *honest, accused = accusations(found, NAMES)
+    *honest, accused = accusations(agreements(*guesses(*[HONEST] * 4, {0: [1], 1: [2], 2: [0]})), NAMES)
     assert honest == [None] * 4
-    assert accused == f"its images disagree with the others': 0% are read alike, below {0.9 - FLOOR:.0%}"
+    assert accused is not None
+    assert accused.startswith("its images disagree with the others': 0% are read alike, below ")
 
 
 def test_one_class_that_means_something_else_is_accused() -> None:
-    found = agreements(*both([0.9, 0.9, 0.9, 0.9, 0.9], [0.9, 0.0, 0.9, 0.9, 0.9]))
-    assert found[4].agreement == pytest.approx(0.72)  # not enough by itself
-    told = accusations(found, "pqrst")[4]
-    assert told is not None
-    assert told.startswith(
-        "its images of class 'q' disagree with the others': they are read alike 90 points less often"
+    found = [*[Agreement(0.9, -0.1, 0, 3, 3)] * 6, Agreement(0.7, -0.9, 1, 3, 3)]
+    *honest, accused = accusations(found, NAMES)
+    assert honest == [None] * 6
+    assert accused == (
+        "its images of class 'y' disagree with the others': they are read alike 90 points less often, beyond 70"
     )
 
 
-def both(most: list[float], last: list[float]) -> tuple[Tensor, Tensor]:
-    """The last of five is read, and reads, as ``last`` says."""
-    table, held = readings(most, most, most, most, last)
-    table[:4, 4] = torch.tensor(last, dtype=torch.float64)
-    return table, held
+def test_a_minority_that_conspires_is_outvoted() -> None:
+    turned = {0: [1], 1: [2], 2: [0]}
+    told = accusations(agreements(*guesses(*[HONEST] * 7, turned, turned)), NAMES)
+    assert [why is not None for why in told] == [False] * 7 + [True] * 2
 
 
 def test_honest_sets_that_scatter_accuse_nobody() -> None:
     # wide but honest: the deviation, not the floor, decides
-    rows = [[share] for share in (0.9, 0.75, 0.6, 0.45, 0.3, 0.2)]
-    assert accusations(agreements(*readings(*rows)), NAMES) == [None] * 6
+    found = [Agreement(share, share - 0.5, 0, 1, 1) for share in (0.9, 0.75, 0.6, 0.45, 0.3, 0.15)]
+    assert accusations(found, NAMES) == [None] * 6
+    assert accusations([*found[:1] * 5, found[1]], NAMES) == [None] * 6  # within the floors
+    assert accusations([*found[:1] * 5, found[3]], NAMES)[5] is not None
 
 
 def test_three_clients_accuse_nobody() -> None:
-    assert accusations(agreements(*readings([0.9], [0.9], [0.0])), NAMES) == [None] * 3
+    found = [Agreement(share, share - 1, 0, 1, 1) for share in (1.0, 1.0, 0.0)]
+    assert accusations(found, NAMES) == [None] * 3
 
 
 def test_turned_labels_are_found_and_dropped() -> None:

@@ -2,17 +2,19 @@
 
 Of the sets S_1 … S_n of a round, each with the classes that it has:
 
-    f_d        a network that begins where the method's begins, and learns S_d alone by the method's own recipe
-    a(c,d,k)   the share of the images of class k in S_c that f_d labels k; c ≠ d, and both have class k
-    r(c,k)     the mean of the medians over d of a(c,d,k) and of a(d,c,k): how the others' networks read c's images of class k,
-               and how c's network reads theirs
+    f_d        a network that begins where the method's begins, and learns S_d alone by the method's own recipe; p_d(x) are its
+               probabilities of an image x
+    read       of c and k: the share of the images of class k in S_c that the vote of the others labels k, which is the largest
+               entry of the mean of p_d(x) over all d ≠ c that have class k
+    reading    of c and k: the share of the images of class k in all other sets that f_c labels k
+    r(c,k)     the mean of the two
     agreement  of c: the mean of r(c,k) over its classes that are assessed, which are those that ``OTHERS`` other sets have
     worst      of c: the least of r(c,k) − median over i of r(i,k): its class that falls most behind others' sets of it
 
 c is *flagged* where its agreement or its worst lies below that figure's median over clients by more than the larger of a floor
 (``FLOOR``, ``WORST_FLOOR``) and ``MADS`` times 1.4826 · MAD, the median distance from the median. The agreement finds sets that
 are wrong all over, such as those of labels that were all changed; the worst finds one class that means something else, such as
-a backdoor's target. Both are of medians over the others: a hostile minority neither hides nor accuses.
+a backdoor's target. Medians and votes are over the others: a hostile minority neither hides nor accuses.
 
 A class that fewer others have is not assessed, and says nothing for or against a client: ``assessed`` of ``classes`` in its
 figures. Who has no class that is assessed is not flagged, and nobody is where ``OTHERS`` clients or fewer have one.
@@ -34,7 +36,7 @@ from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -118,8 +120,9 @@ def look(
     if disagreeing == "keep" or not sets:
         return Looked(list(sets), {}, [])
     names = sets[0].synthetic.classes
-    holds = torch.tensor([each.synthetic.histogram() for each in sets]) > 0
-    found = agreements(_readings(sets, holds, start, recipe, desk), holds)
+    union = Shard.join([each.synthetic for each in sets])
+    owner = torch.arange(len(sets)).repeat_interleave(torch.tensor([len(each.synthetic) for each in sets]))
+    found = agreements(torch.stack(_guesses(union, sets, start, recipe, desk)), owner, union.labels)
     why = {each.client: reason for each, reason in zip(sets, accusations(found, names), strict=True)}
     figures = {
         each.client: _figures(its, names) | {"flagged": why[each.client] is not None}
@@ -131,28 +134,42 @@ def look(
     return Looked([each for each in sets if why[each.client] is None], figures, failures)
 
 
-def agreements(readings: Float[Tensor, "n n K"], holds: Bool[Tensor, "n K"]) -> list[Agreement]:
+def agreements(guesses: Float[Tensor, "n m K"], owner: Int[Tensor, " m"], labels: Int[Tensor, " m"]) -> list[Agreement]:
     """Of every client.
 
     Args:
-        readings: a(c,d,k); NaN where c = d, where c or d lacks class k, and where nothing could be learned of S_d.
-        holds: which classes each set has.
+        guesses: p_d(x), by d, for all images of all sets; NaN where nothing could be learned of S_d.
+        owner: of each image.
+        labels: of each image.
     """
-    paired = ~readings.isnan()
-    others = (paired | paired.transpose(0, 1)).sum(1)
-    # [2, n, K]: how others read c's images, and how c's network reads theirs; a set of which nothing can be learned has the first
-    both = torch.stack([readings.nanquantile(0.5, dim=1), readings.nanquantile(0.5, dim=0)]).nanmean(0)
-    both = both.masked_fill(others < OTHERS, torch.nan)
+    count, _, classes = guesses.shape
+    learned = ~guesses.isnan().flatten(1).any(1)
+    holds = torch.zeros(count, classes, dtype=torch.bool)
+    holds[owner, labels] = True
+    both = torch.full((count, classes), torch.nan, dtype=torch.float64)
+    for c, k in torch.nonzero(holds).tolist():
+        others = holds[:, k] & learned & (torch.arange(count) != c)
+        if others.sum() < OTHERS:
+            continue
+        mine, theirs = (labels == k) & (owner == c), (labels == k) & (owner != c)
+        shares = [_share(guesses[others][:, mine].mean(0), k)]
+        if learned[c]:
+            shares.append(_share(guesses[c, theirs], k))
+        both[c, k] = statistics.fmean(shares)
     behind = both - both.nanquantile(0.5, dim=0)
     found = []
-    for own, less, count in zip(both, behind, holds.sum(1).tolist(), strict=True):
+    for own, less, held in zip(both, behind, holds.sum(1).tolist(), strict=True):
         known = torch.nonzero(~own.isnan()).flatten()
         if not len(known):
-            found.append(Agreement(None, None, None, 0, count))
+            found.append(Agreement(None, None, None, 0, held))
             continue
         place = int(known[less[known].argmin()])
-        found.append(Agreement(own[known].mean().item(), less[place].item(), place, len(known), count))
+        found.append(Agreement(own[known].mean().item(), less[place].item(), place, len(known), held))
     return found
+
+
+def _share(guesses: Float[Tensor, "m K"], label: int) -> float:
+    return (guesses.argmax(1) == label).double().mean().item()
 
 
 def accusations(found: Sequence[Agreement], names: Sequence[str]) -> list[str | None]:
@@ -187,23 +204,18 @@ def _least(values: Sequence[float | None], floor: float) -> float:
     return middle - max(floor, MADS * spread)
 
 
-def _readings(
-    sets: Sequence[DistilledSet], holds: Bool[Tensor, "n K"], start: Trained, recipe: Recipe, desk: Desk
-) -> Float[Tensor, "n n K"]:
-    """a(c,d,k)."""
+def _guesses(union: Shard, sets: Sequence[DistilledSet], start: Trained, recipe: Recipe, desk: Desk) -> list[Tensor]:
+    """p_d(x), by d."""
     pupils = [
         _Pupil(each.synthetic, Desk(desk.seed.at(each.client), device=desk.device, progress=desk.steps))
         for each in sets
     ]
-    shards = [each.synthetic for each in sets]
     desk.progress("check", 0, len(sets))
-    columns = []
-    for column in desk.map(partial(_read, shards, start, recipe), pupils):
-        columns.append(column)
-        desk.progress("check", len(columns), len(sets))
-    readings = torch.stack(columns, 1)
-    readings = readings.masked_fill(~(holds[:, None] & holds[None]), torch.nan)
-    return readings.masked_fill(torch.eye(len(sets), dtype=torch.bool)[..., None], torch.nan)
+    found: list[Tensor] = []
+    for guesses in desk.map(partial(_taught, union, start, recipe), pupils):
+        found.append(guesses)
+        desk.progress("check", len(found), len(sets))
+    return found
 
 
 class _Pupil(NamedTuple):
@@ -213,21 +225,15 @@ class _Pupil(NamedTuple):
     desk: Desk
 
 
-def _read(shards: Sequence[Shard], start: Trained, recipe: Recipe, pupil: _Pupil) -> Float[Tensor, "n K"]:
-    """For each set and class the share that the network which learned ``pupil.lesson`` labels right; NaN without an image."""
+def _taught(union: Shard, start: Trained, recipe: Recipe, pupil: _Pupil) -> Float[Tensor, "m K"]:
+    """What the network that learned ``pupil.lesson`` makes of all images; NaN where nothing could be learned."""
+    device = pupil.desk.device
     try:
-        fitted = fit(start.module(), pupil.lesson, recipe, seed=pupil.desk.seed, device=pupil.desk.device)
+        fitted = fit(start.module(), pupil.lesson, recipe, seed=pupil.desk.seed, device=device)
     except Diverged:
-        return torch.full((len(shards), len(pupil.lesson.classes)), torch.nan, dtype=torch.float64)
-    network = Trained(start.architecture, fitted.tensors).module()
-    return torch.stack([_recalls(predict(network, shard, device=pupil.desk.device), shard) for shard in shards])
-
-
-def _recalls(logits: Float[Tensor, "n K"], shard: Shard) -> Float[Tensor, " K"]:
-    count = len(shard.classes)
-    right = logits.argmax(1) == shard.labels
-    hits = torch.bincount(shard.labels[right], minlength=count).double()
-    return hits / torch.bincount(shard.labels, minlength=count)  # 0 / 0 is NaN
+        return torch.full((len(union), len(union.classes)), torch.nan, dtype=torch.float64)
+    tensors = {name: tensor.cpu() for name, tensor in fitted.tensors.items()}
+    return predict(Trained(start.architecture, tensors).module(), union, device=device).double().softmax(1)
 
 
 def _figures(its: Agreement, names: Sequence[str]) -> dict[str, Any]:
