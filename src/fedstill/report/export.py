@@ -17,7 +17,7 @@ from fedstill.report.runs import Run
 
 __all__ = ["check", "write_csv", "write_figures", "write_latex", "write_markdown", "write_results"]
 
-_RESULTS = ("results", "results-averages", "domains")
+_RESULTS = ("results", "results-averages", "domains", "hostile")
 
 Value = float | int | str | None
 
@@ -189,13 +189,28 @@ def _rounds(run: Run) -> Iterator[list[Value]]:
         ]
 
 
-_ACCURACIES: list[Value] = ["round", "model", "accuracy", "balanced accuracy", "calibration error", "test images"]
+_ACCURACIES: list[Value] = [
+    "round",
+    "model",
+    "accuracy",
+    "balanced accuracy",
+    "calibration error",
+    "test images",
+    "attack success",
+]
 
 
 def _accuracies(run: Run) -> Iterator[list[Value]]:
     for row in run.rows:
         for model, accuracy in row.accuracy.items():
-            yield [row.number, model, accuracy, row.balanced.get(model), row.calibration.get(model), row.examples]
+            scores = [
+                accuracy,
+                row.balanced.get(model),
+                row.calibration.get(model),
+                row.examples,
+                row.attack.get(model),
+            ]
+            yield [row.number, model, *scores]
 
 
 _CLIENTS: list[Value] = [
@@ -212,6 +227,10 @@ _CLIENTS: list[Value] = [
     "epsilon",
     "delta",
     "noise",
+    "agreement",
+    "worst agreement",
+    "worst class",
+    "flagged",
 ]
 
 
@@ -226,7 +245,12 @@ def _clients(run: Run) -> Iterator[list[Value]]:
             )
             its = client.private
             private = [its.epsilon, its.delta, its.noise] if its is not None else [None] * 3
-            yield [row.number, client.client, client.examples, client.loss, client.validation, *tested, *private]
+            seen = client.agreement
+            agreed: list[Value] = [None] * 4
+            if seen is not None:
+                agreed = [seen.agreement, seen.worst, seen.where, int(seen.flagged)]
+            line: list[Value] = [row.number, client.client, client.examples, client.loss, client.validation]
+            yield [*line, *tested, *private, *agreed]
 
 
 _MATCHING: list[Value] = [

@@ -13,6 +13,7 @@ from fedstill.report.domains import domains
 from fedstill.report.fresh import fresh
 from fedstill.report.groups import Group, gather, title
 from fedstill.report.holdings import holdings
+from fedstill.report.hostile import hostile
 from fedstill.report.images import images
 from fedstill.report.matching import failures, matching
 from fedstill.report.nodes import nodes
@@ -90,6 +91,7 @@ def _sections(runs: Sequence[Run], groups: Sequence[Group], labels: Mapping[int,
         matching(groups, labels),
         nodes(groups, labels),
         private(groups, labels),
+        hostile(groups, labels),
         theory(groups),
         fresh(groups),
     )
