@@ -2,8 +2,8 @@
 
 Of the sets S_1 … S_n of a round, each with the classes that it has:
 
-    f_d        a network that begins where the method's begins, and learns S_d alone by the method's own recipe; p_d(x) are its
-               probabilities of an image x
+    f_d        a network with random weights, the same for all d, that learned S_d alone by the method's own recipe; p_d(x) are
+               its probabilities of an image x
     read       of c and k: the share of the images of class k in S_c that the vote of the others labels k, which is the largest
                entry of the mean of p_d(x) over all d ≠ c that have class k
     reading    of c and k: the share of the images of class k in all other sets that f_c labels k
@@ -43,6 +43,7 @@ from torch import Tensor
 from fedstill.algorithms.union import DistilledSet
 from fedstill.data.shard import Shard
 from fedstill.errors import Diverged
+from fedstill.models.architecture import Architecture
 from fedstill.rounds import Desk, Failure, Trained
 from fedstill.train import Recipe, fit, predict
 
@@ -51,13 +52,13 @@ __all__ = ["Agreement", "Disagreeing", "Looked", "accusations", "agreements", "l
 OTHERS = 3
 """Sets beside a client's own that must have a class for it to be assessed: a median of fewer is one client's word."""
 
-MADS = 4.0
+MADS = 3.0
 """Deviations (1.4826 · MAD, the standard deviation of a normal distribution) below the median that are still unremarkable."""
 
 FLOOR = 0.3
 """What an agreement may lie below the median in any case: where all agree to a hair, the next hair is no accusation."""
 
-WORST_FLOOR = 0.6
+WORST_FLOOR = 0.55
 """The same of a client's worst class, which is a figure of few images and scatters more."""
 
 _NORMAL = 1.4826  # a normal distribution's standard deviation in units of its MAD
@@ -104,7 +105,7 @@ class Looked(NamedTuple):
 def look(
     disagreeing: Literal["keep", "flag", "drop"],
     sets: Sequence[DistilledSet],
-    start: Trained,
+    architecture: Architecture,
     recipe: Recipe,
     desk: Desk,
 ) -> Looked:
@@ -113,15 +114,17 @@ def look(
     Args:
         disagreeing: ``keep`` asks nothing.
         sets: one a client, each with an image at least.
-        start: the network that each f_d begins as.
-        recipe: by which it learns.
-        desk: f_d draws from ``desk.seed.at(d)``; ``desk.map`` spreads them.
+        architecture: of the networks. They begin anew in each round: one that has been trained on a hostile client's images
+            before reads these as that client wants.
+        recipe: by which they learn.
+        desk: f_d draws from ``desk.seed.at("set", d)``; ``desk.map`` spreads them.
     """
     if disagreeing == "keep" or not sets:
         return Looked(list(sets), {}, [])
     names = sets[0].synthetic.classes
     union = Shard.join([each.synthetic for each in sets])
     owner = torch.arange(len(sets)).repeat_interleave(torch.tensor([len(each.synthetic) for each in sets]))
+    start = Trained(architecture, architecture.build(desk.seed.at("start")).state_dict())
     found = agreements(torch.stack(_guesses(union, sets, start, recipe, desk)), owner, union.labels)
     why = {each.client: reason for each, reason in zip(sets, accusations(found, names), strict=True)}
     figures = {
@@ -207,7 +210,7 @@ def _least(values: Sequence[float | None], floor: float) -> float:
 def _guesses(union: Shard, sets: Sequence[DistilledSet], start: Trained, recipe: Recipe, desk: Desk) -> list[Tensor]:
     """p_d(x), by d."""
     pupils = [
-        _Pupil(each.synthetic, Desk(desk.seed.at(each.client), device=desk.device, progress=desk.steps))
+        _Pupil(each.synthetic, Desk(desk.seed.at("set", each.client), device=desk.device, progress=desk.steps))
         for each in sets
     ]
     desk.progress("check", 0, len(sets))

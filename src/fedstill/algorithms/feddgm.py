@@ -207,11 +207,10 @@ class FedDGM:
         sets = list(self._distil_all(state, arrived, desk))
         distilled = time.perf_counter()
         failures += [Failure(done.client, done.sick) for done in sets if done.sick is not None]
-        own = Trained(self.world.architecture, state.groups["model"])
         looked = look(
             self.disagreeing,
             [done for done in sets if done.sick is None],
-            own,
+            self.world.architecture,
             self._recipe(SURROGATE),
             desk.at("agreement"),
         )

@@ -252,9 +252,8 @@ class OneShot:
         arrived = time.perf_counter()
         figures: dict[str, Any] = {}
         if sets:
-            own = Trained(self.world.architecture, state.groups["model"])
             recipe = self._recipe(state.put({"rate": statistics.fmean(rates[each.client] for each in sets)}))
-            looked = look(self.disagreeing, sets, own, recipe, desk.at("agreement"))
+            looked = look(self.disagreeing, sets, self.world.architecture, recipe, desk.at("agreement"))
             sets, failures = looked.kept, [*failures, *looked.failures]
             clients = {client: line | looked.figures.get(client, {}) for client, line in clients.items()}
             (state, figures), ruinous = without_ruinous(sets, partial(self._taught, state, rates, desk))

@@ -225,8 +225,7 @@ class FedDM:
         arrived = time.perf_counter()
         figures: dict[str, Any] = {}
         before = state.groups["model"]
-        own = Trained(self.world.architecture, before)
-        looked = look(self.disagreeing, sets, own, self._recipe(GLOBAL), desk.at("agreement"))
+        looked = look(self.disagreeing, sets, self.world.architecture, self._recipe(GLOBAL), desk.at("agreement"))
         failures += looked.failures
         clients = {client: line | looked.figures.get(client, {}) for client, line in clients.items()}
         if looked.kept:
