@@ -20,6 +20,7 @@ from fedstill.engines.memory import Memory
 from fedstill.errors import InputError
 from fedstill.rounds import Desk, Round, rounds
 from fedstill.seeds import Seed
+from fedstill.settings import told
 from fedstill.train import Recipe
 
 NAMES = ("x", "y", "z")
@@ -248,3 +249,8 @@ def test_prior_only_has_nothing_to_compare() -> None:
     method = FedDGM(world=tiny_world(), distill_steps=0, disagreeing="flag")
     with pytest.raises(InputError, match=r"algorithm\.disagreeing = 'flag': without distillation steps"):
         method.init(("a",), Desk(SEED))
+
+
+def test_an_older_run_and_one_that_keeps_all_say_the_same() -> None:
+    assert told({"algorithm.name": "feddm", "algorithm.disagreeing": "keep"}) == {"algorithm.name": "feddm"}
+    assert "algorithm.disagreeing" in told({"algorithm.name": "feddm", "algorithm.disagreeing": "drop"})
