@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedstill.algorithms.agreement import OTHERS, Agreement, accusations, agreements, look
+from fedstill.algorithms.agreement import OTHERS, Agreement, accusations, agreements, anew, look
 from fedstill.algorithms.feddgm import FedDGM
 from fedstill.algorithms.oneshot import OneShot
 from fedstill.algorithms.sharing import FedDM
@@ -64,7 +64,8 @@ def sets(*, spoilt: str | None = None, clients: int = 5) -> list[DistilledSet]:
 
 
 def looked(disagreeing: Any, given: list[DistilledSet], **desk: Any) -> Any:
-    return look(disagreeing, given, tiny_world().architecture, RECIPE, Desk(SEED.at("look"), **desk))
+    at = Desk(SEED.at("look"), **desk)
+    return look(disagreeing, given, anew(tiny_world().architecture, at), RECIPE, at)
 
 
 def test_figures_are_the_definition() -> None:

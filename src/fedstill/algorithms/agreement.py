@@ -2,8 +2,8 @@
 
 Of the sets S_1 … S_n of a round, each with the classes that it has:
 
-    f_d        a network with random weights, the same for all d, that learned S_d alone by the method's own recipe; p_d(x) are
-               its probabilities of an image x
+    f_d        a network that learned S_d alone by the method's own recipe, from the same start for all d; p_d(x) are its
+               probabilities of an image x
     read       of c and k: the share of the images of class k in S_c that the vote of the others labels k, which is the largest
                entry of the mean of p_d(x) over all d ≠ c that have class k
     reading    of c and k: the share of the images of class k in all other sets that f_c labels k
@@ -47,7 +47,7 @@ from fedstill.models.architecture import Architecture
 from fedstill.rounds import Desk, Failure, Trained
 from fedstill.train import Recipe, fit, predict
 
-__all__ = ["Agreement", "Disagreeing", "Looked", "accusations", "agreements", "look"]
+__all__ = ["Agreement", "Disagreeing", "Looked", "accusations", "agreements", "anew", "look"]
 
 OTHERS = 3
 """Sets beside a client's own that must have a class for it to be assessed: a median of fewer is one client's word."""
@@ -105,7 +105,7 @@ class Looked(NamedTuple):
 def look(
     disagreeing: Literal["keep", "flag", "drop"],
     sets: Sequence[DistilledSet],
-    architecture: Architecture,
+    start: Trained,
     recipe: Recipe,
     desk: Desk,
 ) -> Looked:
@@ -114,9 +114,8 @@ def look(
     Args:
         disagreeing: ``keep`` asks nothing.
         sets: one a client, each with an image at least.
-        architecture: of the networks. They begin anew in each round: one that has been trained on a hostile client's images
-            before reads these as that client wants.
-        recipe: by which they learn.
+        start: where each f_d begins, see :func:`anew`.
+        recipe: by which it learns.
         desk: f_d draws from ``desk.seed.at("set", d)``; ``desk.map`` spreads them.
     """
     if disagreeing == "keep" or not sets:
@@ -124,7 +123,6 @@ def look(
     names = sets[0].synthetic.classes
     union = Shard.join([each.synthetic for each in sets])
     owner = torch.arange(len(sets)).repeat_interleave(torch.tensor([len(each.synthetic) for each in sets]))
-    start = Trained(architecture, architecture.build(desk.seed.at("start")).state_dict())
     found = agreements(torch.stack(_guesses(union, sets, start, recipe, desk)), owner, union.labels)
     why = {each.client: reason for each, reason in zip(sets, accusations(found, names), strict=True)}
     figures = {
@@ -135,6 +133,16 @@ def look(
         return Looked(list(sets), figures, [])
     failures = [Failure(client, reason) for client, reason in why.items() if reason is not None]
     return Looked([each for each in sets if why[each.client] is None], figures, failures)
+
+
+def anew(architecture: Architecture, desk: Desk) -> Trained:
+    """Random weights, as a start for sets that any network can learn from.
+
+    A network that has been trained on a hostile client's images before reads these as that client wants: in FedDM's second round a
+    backdoor's worst class then lies little further behind than honest ones (docs/results/poisoning.md). FedDGM's sets begin at
+    the network that was sent all the same, for it is that one's steps that they are made to repeat: others learn little of them.
+    """
+    return Trained(architecture, architecture.build(desk.seed.at("start")).state_dict())
 
 
 def agreements(guesses: Float[Tensor, "n m K"], owner: Int[Tensor, " m"], labels: Int[Tensor, " m"]) -> list[Agreement]:

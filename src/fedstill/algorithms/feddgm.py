@@ -210,7 +210,7 @@ class FedDGM:
         looked = look(
             self.disagreeing,
             [done for done in sets if done.sick is None],
-            self.world.architecture,
+            Trained(self.world.architecture, state.groups["model"]),
             self._recipe(SURROGATE),
             desk.at("agreement"),
         )

@@ -45,7 +45,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from fedstill.algorithms.agreement import Disagreeing, look
+from fedstill.algorithms.agreement import Disagreeing, anew, look
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.algorithms.choosing import (
     TRIAL,
@@ -253,7 +253,8 @@ class OneShot:
         figures: dict[str, Any] = {}
         if sets:
             recipe = self._recipe(state.put({"rate": statistics.fmean(rates[each.client] for each in sets)}))
-            looked = look(self.disagreeing, sets, self.world.architecture, recipe, desk.at("agreement"))
+            at = desk.at("agreement")
+            looked = look(self.disagreeing, sets, anew(self.world.architecture, at), recipe, at)
             sets, failures = looked.kept, [*failures, *looked.failures]
             clients = {client: line | looked.figures.get(client, {}) for client, line in clients.items()}
             (state, figures), ruinous = without_ruinous(sets, partial(self._taught, state, rates, desk))

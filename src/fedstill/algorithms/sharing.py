@@ -51,7 +51,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedstill.algorithms.agreement import Disagreeing, look
+from fedstill.algorithms.agreement import Disagreeing, anew, look
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.algorithms.protection import (
     PrivacyDelta,
@@ -225,7 +225,8 @@ class FedDM:
         arrived = time.perf_counter()
         figures: dict[str, Any] = {}
         before = state.groups["model"]
-        looked = look(self.disagreeing, sets, self.world.architecture, self._recipe(GLOBAL), desk.at("agreement"))
+        at = desk.at("agreement")
+        looked = look(self.disagreeing, sets, anew(self.world.architecture, at), self._recipe(GLOBAL), at)
         failures += looked.failures
         clients = {client: line | looked.figures.get(client, {}) for client, line in clients.items()}
         if looked.kept:
