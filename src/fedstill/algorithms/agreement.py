@@ -138,9 +138,9 @@ def look(
 def anew(architecture: Architecture, desk: Desk) -> Trained:
     """Random weights, as a start for sets that any network can learn from.
 
-    A network that has been trained on a hostile client's images before reads these as that client wants: in FedDM's second round a
-    backdoor's worst class then lies little further behind than honest ones (docs/results/poisoning.md). FedDGM's sets begin at
-    the network that was sent all the same, for it is that one's steps that they are made to repeat: others learn little of them.
+    A network that has been trained on a hostile client's images before reads these as that client wants: in FedDM's second round
+    a backdoor's worst class then lies little further behind than honest ones (docs/results/poisoning.md). FedDGM's sets begin at
+    the network that was sent all the same, for that one's steps are what they are made to repeat: others learn little of them.
     """
     return Trained(architecture, architecture.build(desk.seed.at("start")).state_dict())
 
