@@ -16,6 +16,7 @@ from fedstill.algorithms.virtual import VIRTUAL, VirtualSettings
 from fedstill.bundle import Bundle
 from fedstill.conduct import EngineSettings, EvaluateSettings, OutputSettings, PublishedSettings
 from fedstill.data.partition import Partition, PartitionSettings, partition
+from fedstill.data.poison import Poisoned, PoisonSettings, plan_attack, poison
 from fedstill.data.settings import DataSettings, absolute, anchored
 from fedstill.data.shard import Normalisation
 from fedstill.data.sources import Loaded, digest, load
@@ -46,12 +47,13 @@ class Parts:
         algorithm: the method, ready.
         sites: data by client; one pooled site for a ceiling.
         world: network, classes, normalisation.
-        data: all images, clean test images among them.
+        data: all images as clients hold them, clean test images among them.
         partition: who holds what.
         uses: which of its rows a client trains on, chooses by and is tested on.
         cohort: clients a round, as :func:`fedstill.rounds.rounds` takes it.
         start: the server's state before the first round.
         identity: all that decides the run's results, by name: equal identities, equal results.
+        poisoned: what became of hostile clients' images, and how their attack is measured; None where nobody was asked to be.
     """
 
     algorithm: Algorithm
@@ -63,6 +65,7 @@ class Parts:
     cohort: float | int
     start: Bundle
     identity: Mapping[str, Any]
+    poisoned: Poisoned | None = None
 
     def remarks(self, rounds: int) -> Sequence[str]:
         """What the method has to say before a run of so many rounds; most have nothing."""
@@ -119,6 +122,7 @@ class Experiment:
     )
     virtual: VirtualSettings | None = None
     update: UpdateSettings | None = None
+    poison: PoisonSettings | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
@@ -178,6 +182,7 @@ class Experiment:
                     **{f"algorithm.{key}": value for key, value in self.algorithm.table().items()},
                     **{f"virtual.{key}": value for key, value in self._virtual().items()},
                     **{f"update.{key}": value for key, value in (self.update.plain() if self.update else {}).items()},
+                    **{f"poison.{key}": value for key, value in (asdict(self.poison) if self.poison else {}).items()},
                 }
             )
         )
@@ -204,6 +209,8 @@ class Experiment:
             yield from self._tables(VIRTUAL)
         if self.update is not None:
             yield from self._tables(UPDATE)
+        if self.poison is not None:
+            yield from self._tables("poison")
         yield from self._tables("engine", "evaluate", "output")
         if self.published != PublishedSettings():
             yield from self._tables("published")
@@ -242,7 +249,9 @@ class Experiment:
         world = self.world(train.classes, train.normalisation, channels=train.channels, size=train.size)
         algorithm = self.algorithm.build(world, self.virtual, self.update)
         uses = plan_uses(self.partition, loaded, dealt, root.at("validation"))
-        sites = build_sites(uses, loaded, pooled=self.algorithm.pooled)
+        poisoned = self._poisoned(loaded, uses, root.at("poison"))
+        held = loaded if poisoned is None else replace(loaded, train=poisoned.train)
+        sites = build_sites(uses, held, pooled=self.algorithm.pooled)
         cohort = 1.0 if self.algorithm.pooled else self.cohort
         start = self.beginning(algorithm, world, tuple(sites), cohort)
         setting = getattr(algorithm, "needs_validation", None)
@@ -254,13 +263,21 @@ class Experiment:
             algorithm=algorithm,
             sites=sites,
             world=world,
-            data=loaded,
+            data=held,
             partition=dealt,
             uses=uses,
             cohort=cohort,
             start=start,
             identity=self._identity(loaded, dealt),
+            poisoned=poisoned,
         )
+
+    def _poisoned(self, loaded: Loaded, uses: Uses, seed: Seed) -> Poisoned | None:
+        """What hostile clients make of their images; None without ``[poison]``."""
+        if self.poison is None:
+            return None
+        held = {client: its.train for client, its in uses.held.items()}
+        return poison(plan_attack(self.poison, loaded.train, tuple(held)), loaded.train, held, loaded.test, seed)
 
     def world(
         self, classes: tuple[str, ...], normalisation: Normalisation, *, channels: int, size: tuple[int, int]

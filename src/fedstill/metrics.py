@@ -21,7 +21,7 @@ from fedstill.rounds import Engine, Failure, Round
 from fedstill.runtime import Spent, peak_memory
 from fedstill.scores import Scores
 
-__all__ = ["Measured", "measure", "metrics_row", "plain", "reason"]
+__all__ = ["Attacked", "Measured", "measure", "metrics_row", "plain", "reason"]
 
 
 def reason(failure: Failure) -> str:
@@ -36,6 +36,27 @@ class Measured:
     round: Round
     clients: ClientScores
     row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """How far a study's attack got; see :mod:`fedstill.data.poison`.
+
+    Attributes:
+        clients: the hostile ones.
+        models: by network, its scores on test images that are labelled as the attacker wants.
+    """
+
+    clients: tuple[str, ...]
+    models: Mapping[str, Scores]
+
+    def figures(self) -> dict[str, Any]:
+        """``success`` is null where there is no such test image."""
+        return {
+            "clients": list(self.clients),
+            "success": {name: scores.accuracy for name, scores in self.models.items()},
+            "examples": max((scores.examples for scores in self.models.values()), default=0),
+        }
 
 
 def measure(
@@ -71,6 +92,10 @@ def measure(
         began = time.perf_counter()
         models = score_models(parts.algorithm.models(each.state), parts.data.test, device=device)
         clients = score_clients(engine, each.number, each.state, scored, classes=len(parts.world.classes))
+        attack = None
+        if parts.poisoned is not None:
+            succeeded = score_models(parts.algorithm.models(each.state), parts.poisoned.probe, device=device)
+            attack = Attacked(parts.poisoned.clients, succeeded)
         theory: Theory | None = None
         if gradients and each.aggregated:
             theory, pull = compare(parts.world, state, each.state, real, device=device, known=pull)
@@ -84,6 +109,7 @@ def measure(
             models,
             clients,
             theory=theory,
+            attack=attack,
             seconds={"evaluate": time.perf_counter() - began},
             cpu_seconds=_cpu_seconds(spent) - busy,
             peak=max(peaks, default=None),
@@ -103,6 +129,7 @@ def metrics_row(
     clients: ClientScores,
     *,
     theory: Theory | None,
+    attack: Attacked | None = None,
     seconds: Mapping[str, float],
     cpu_seconds: float,
     peak: int | None,
@@ -113,6 +140,7 @@ def metrics_row(
         each: the round.
         models: scores on the common test images.
         clients: scores on the clients' own images; of all that were asked, in the cohort or not.
+        attack: who is hostile in this study, and how far each network does what they want; None where nobody was asked to be.
         theory: gradients compared, where that was asked for and the round has a synthetic set.
         seconds: wall time of phases that the round itself does not know.
         cpu_seconds: CPU time of this process and its workers.
@@ -147,6 +175,7 @@ def metrics_row(
             *({"client": failure.client, "reason": f"no score: {reason(failure)}"} for failure in clients.failures),
         ],
         **({} if theory is None else {"theory": asdict(theory)}),
+        **({} if attack is None else {"attack": attack.figures()}),
     }
     line: dict[str, Any] = plain(_joined(row, figures, ""))
     return line

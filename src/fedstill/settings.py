@@ -39,6 +39,7 @@ _LATER: Mapping[str, Any] = MappingProxyType(
         "algorithm.hostile": None,
         "algorithm.prior_classes": None,
         "algorithm.precision": "float32",
+        "algorithm.disagreeing": "keep",
         "virtual.privacy_epsilon": None,
         "virtual.privacy_clip": None,
         "virtual.privacy_delta": 1e-5,

@@ -33,6 +33,7 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from pydantic import Field
 
+from fedstill.algorithms.agreement import Disagreeing, look
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.algorithms.priors import PriorClasses, class_remark, generator_of, space_of
 from fedstill.algorithms.protection import (
@@ -149,6 +150,7 @@ class FedDGM:
         bool, Field(description="measure how far exact and truncated gradients agree (two more gradients a client)")
     ] = True
     # the server
+    disagreeing: Disagreeing = "keep"
     global_epochs: Annotated[int, Field(ge=1, description="T_g, epochs on the union [paper: 1000]")] = 1000
     global_lr: Annotated[float, Field(gt=0, description="step size on the union [code]")] = 0.01
     global_batch: Annotated[int, Field(ge=1, description="images a step on the union [paper: 256, ImageNet 32]")] = 256
@@ -205,7 +207,15 @@ class FedDGM:
         sets = list(self._distil_all(state, arrived, desk))
         distilled = time.perf_counter()
         failures += [Failure(done.client, done.sick) for done in sets if done.sick is not None]
-        healthy = [done for done in sets if done.sick is None]
+        looked = look(
+            self.disagreeing,
+            [done for done in sets if done.sick is None],
+            Trained(self.world.architecture, state.groups["model"]),
+            self._recipe(SURROGATE),
+            desk.at("agreement"),
+        )
+        failures += looked.failures
+        healthy = looked.kept
         losses: dict[str, float | None] = {}
         if healthy:
             (state, losses), ruinous = without_ruinous(healthy, partial(self._taught, state, desk))
@@ -215,7 +225,9 @@ class FedDGM:
             state = keep(state, [])
         figures = {
             "clients": {
-                done.client: done.figures(arrived[done.client]) | told(said(self, arrived[done.client]))
+                done.client: done.figures(arrived[done.client])
+                | told(said(self, arrived[done.client]))
+                | looked.figures.get(done.client, {})
                 for done in sets
             },
             "loss": losses,
@@ -384,6 +396,11 @@ class FedDGM:
             raise InputError(
                 f"algorithm.privacy_epsilon = {self.privacy_epsilon:g}: without distillation steps clients send nothing that is "
                 "made of their images; leave it out"
+            )
+        if self.disagreeing != "keep" and not self.distill_steps:
+            raise InputError(
+                f"algorithm.disagreeing = '{self.disagreeing}': without distillation steps no set is made of a client's update; "
+                "leave it out"
             )
         for key in ("augmentation", "global_augmentation"):
             Augmentation.parse(getattr(self, key), key=f"algorithm.{key}")

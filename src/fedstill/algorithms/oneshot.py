@@ -45,6 +45,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
+from fedstill.algorithms.agreement import Disagreeing, anew, look
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.algorithms.choosing import (
     TRIAL,
@@ -160,6 +161,7 @@ class OneShot:
     privacy_clip: PrivacyClip = 1.0
     quantise: Annotated[bool, Field(description="images as bytes: clipped, rounded, a quarter of the size")] = False
     # the server
+    disagreeing: Disagreeing = "keep"
     global_epochs: Annotated[int, Field(ge=1, description="epochs on the union [MTT's code]")] = 1000
     global_optimiser: Annotated[Literal["sgd", "adam"], Field(description="on the union [MTT's code: sgd]")] = "sgd"
     global_lr: Annotated[
@@ -250,6 +252,11 @@ class OneShot:
         arrived = time.perf_counter()
         figures: dict[str, Any] = {}
         if sets:
+            recipe = self._recipe(state.put({"rate": statistics.fmean(rates[each.client] for each in sets)}))
+            at = desk.at("agreement")
+            looked = look(self.disagreeing, sets, anew(self.world.architecture, at), recipe, at)
+            sets, failures = looked.kept, [*failures, *looked.failures]
+            clients = {client: line | looked.figures.get(client, {}) for client, line in clients.items()}
             (state, figures), ruinous = without_ruinous(sets, partial(self._taught, state, rates, desk))
             failures += ruinous
             sets = [each for each in sets if f"synthetic:{each.client}" in state.groups]

@@ -51,6 +51,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedstill.algorithms.agreement import Disagreeing, anew, look
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.algorithms.protection import (
     PrivacyDelta,
@@ -144,6 +145,7 @@ class FedDM:
     privacy_delta: PrivacyDelta = 1e-5
     privacy_rounds: PrivacyRounds = None
     # the server
+    disagreeing: Disagreeing = "keep"
     global_epochs: Annotated[int, Field(ge=1, description="E, epochs on the union [paper; FedDGM's run: 1000]")] = 500
     global_lr: Annotated[float, Field(gt=0, description="step size on the union [paper, not verified]")] = 0.01
     global_batch: Annotated[int, Field(ge=1, description="images a step on the union [paper]")] = 256
@@ -223,15 +225,20 @@ class FedDM:
         arrived = time.perf_counter()
         figures: dict[str, Any] = {}
         before = state.groups["model"]
-        if sets:
-            (state, figures["loss"]), ruinous = without_ruinous(sets, partial(self._taught, state, desk))
+        at = desk.at("agreement")
+        looked = look(self.disagreeing, sets, anew(self.world.architecture, at), self._recipe(GLOBAL), at)
+        failures += looked.failures
+        clients = {client: line | looked.figures.get(client, {}) for client, line in clients.items()}
+        if looked.kept:
+            (state, figures["loss"]), ruinous = without_ruinous(looked.kept, partial(self._taught, state, desk))
             failures += ruinous
             clients = {
                 client: line for client, line in clients.items() if client not in {each.client for each in ruinous}
             }
         else:
             state = keep(state, [])
-        figures |= {"clients": clients, "union": sum(line["synthetic"] for line in clients.values())}
+        figures |= {"clients": clients}
+        figures["union"] = sum(len(each.synthetic) for each in looked.kept if each.client in clients)
         figures["moved"] = self._distance(before, state.groups["model"])
         figures["seconds"] = {"train": time.perf_counter() - arrived}
         return Outcome(state, figures, [*sieve.failures, *failures])

@@ -47,6 +47,7 @@ WORK = {
     "masked": "sites train",
     "unmask": "sites unmask the sum",
     "distil": "server distils",
+    "check": "server compares sets",
     "train": "server trains",
     "evaluate": "evaluating",
 }
@@ -125,13 +126,19 @@ def say_table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -
 
 
 def troubles(row: Mapping[str, Any]) -> list[str]:
-    """Who was left out of a round and why; whose matching needed another try."""
+    """Who was left out of a round and why; whose matching needed another try; whose set disagrees and is kept."""
     lines = [f"  {failure['client']} left out: {failure['reason']}" for failure in row["failures"]]
     lines += [
         f"  {client['client']} matched with smaller steps, after {matching['retries']} failed "
         f"{'try' if matching['retries'] == 1 else 'tries'}"
         for client in row["clients"]
         if (matching := client.get("matching")) and matching["retries"] and matching["sick"] is None
+    ]
+    lines += [
+        f"  {client['client']} disagrees with the others by what it distilled, and is kept (agreement "
+        f"{percent(client['agreement'])})"
+        for client in row["clients"]
+        if client.get("flagged") and client["client"] not in {failure["client"] for failure in row["failures"]}
     ]
     if not row["aggregated"]:
         lines.append(f"  the model is as it was: {row.get('withheld', 'fewer clients than the quorum replied')}")

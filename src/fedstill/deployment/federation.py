@@ -83,6 +83,11 @@ class Federation:
                 f"update.{key}: its noise comes from the run's seed, which a federation's server knows and could take it off "
                 "with; leave it out, and let sites set [privacy]"
             )
+        if experiment.poison is not None:
+            raise InputError(
+                "poison: hostile clients are for studies, on data that lie here; a federation's sites bring their own images. "
+                "Leave the table out"
+            )
         entry = ALGORITHMS.get(method.name)
         return cls(
             classes=data.classes,

@@ -18,7 +18,7 @@ from fedstill.report.runs import Run
 
 __all__ = ["check", "write_csv", "write_figures", "write_latex", "write_markdown", "write_results"]
 
-_RESULTS = ("results", "results-averages", "domains")
+_RESULTS = ("results", "results-averages", "domains", "hostile")
 
 Value = float | int | str | None
 
@@ -190,13 +190,28 @@ def _rounds(run: Run) -> Iterator[list[Value]]:
         ]
 
 
-_ACCURACIES: list[Value] = ["round", "model", "accuracy", "balanced accuracy", "calibration error", "test images"]
+_ACCURACIES: list[Value] = [
+    "round",
+    "model",
+    "accuracy",
+    "balanced accuracy",
+    "calibration error",
+    "test images",
+    "attack success",
+]
 
 
 def _accuracies(run: Run) -> Iterator[list[Value]]:
     for row in run.rows:
         for model, accuracy in row.accuracy.items():
-            yield [row.number, model, accuracy, row.balanced.get(model), row.calibration.get(model), row.examples]
+            scores = [
+                accuracy,
+                row.balanced.get(model),
+                row.calibration.get(model),
+                row.examples,
+                row.attack.get(model),
+            ]
+            yield [row.number, model, *scores]
 
 
 _CLIENTS: list[Value] = [
@@ -216,6 +231,10 @@ _CLIENTS: list[Value] = [
     "update epsilon",
     "update delta",
     "update noise",
+    "agreement",
+    "worst agreement",
+    "worst class",
+    "flagged",
 ]
 
 
@@ -229,7 +248,12 @@ def _clients(run: Run) -> Iterator[list[Value]]:
                 else [None] * 5
             )
             spent = [value for its in (client.private, client.update) for value in _spent(its)]
-            yield [row.number, client.client, client.examples, client.loss, client.validation, *tested, *spent]
+            seen = client.agreement
+            agreed: list[Value] = [None] * 4
+            if seen is not None:
+                agreed = [seen.agreement, seen.worst, seen.where, int(seen.flagged)]
+            line: list[Value] = [row.number, client.client, client.examples, client.loss, client.validation]
+            yield [*line, *tested, *spent, *agreed]
 
 
 def _spent(its: Private | None) -> list[Value]:

@@ -13,6 +13,7 @@ from fedstill.report.domains import domains
 from fedstill.report.fresh import fresh
 from fedstill.report.groups import Group, gather, title
 from fedstill.report.holdings import holdings
+from fedstill.report.hostile import hostile
 from fedstill.report.images import images
 from fedstill.report.leaks import leaks
 from fedstill.report.matching import failures, matching
@@ -100,6 +101,7 @@ def _sections(
         nodes(groups, labels),
         private(groups, labels),
         leaks(groups, labels, pictures=audit_pictures),
+        hostile(groups, labels),
         theory(groups),
         fresh(groups),
     )

@@ -24,7 +24,7 @@ from fedstill.report.reading import (
     read_text,
 )
 
-__all__ = ["ClientRow", "Matching", "Own", "Private", "Row", "Theory", "read_rows"]
+__all__ = ["Agreement", "ClientRow", "Matching", "Own", "Private", "Row", "Theory", "read_rows"]
 
 WALL = ("clients", "server", "evaluate")
 """Phases that make up a round's wall time; others (``distil``, ``train``) are parts of these."""
@@ -69,11 +69,24 @@ class Private:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How far the server found a client's set to agree with the others'; see :mod:`fedstill.algorithms.agreement`."""
+
+    agreement: float | None
+    worst: float | None
+    where: str
+    assessed: int | None
+    classes: int | None
+    flagged: bool
+
+
+@dataclass(frozen=True)
 class ClientRow:
     """One client in one round; ``validation`` is the accuracy of the model it received on its validation split.
 
     ``course`` is how the distillation went that it did itself; None where it did none. ``private`` is what it says of single
-    images, ``update`` of all its images at once; None where it says nothing.
+    images, ``update`` of all its images at once; None where it says nothing. ``agreement`` is None where the server
+    did not look.
     """
 
     client: str
@@ -85,6 +98,7 @@ class ClientRow:
     course: Course | None
     private: Private | None
     update: Private | None
+    agreement: Agreement | None
 
 
 @dataclass(frozen=True)
@@ -107,6 +121,8 @@ class Row:
         examples: number of test images.
         withheld: why nothing came of the round's replies; empty where something did, or nothing is said.
         validation, test: unweighted mean over the clients' own validation and test images.
+        hostile: clients that a study poisoned.
+        attack: by model, how far these got; empty where there was nothing to measure.
     """
 
     number: int
@@ -130,6 +146,8 @@ class Row:
     theory: Theory | None
     clients: tuple[ClientRow, ...]
     failures: tuple[tuple[str, str], ...]
+    hostile: tuple[str, ...]
+    attack: Mapping[str, float]
 
     @property
     def sent(self) -> int | None:
@@ -225,6 +243,8 @@ def _row(value: Any) -> Row | None:
             (as_text(item.get("client")) or "unknown client", as_text(item.get("reason")) or "no reason given")
             for item in map(as_table, as_list(table.get("failures")))
         ),
+        hostile=tuple(filter(None, map(as_text, as_list(as_table(table.get("attack")).get("clients"))))),
+        attack=as_shares(as_table(table.get("attack")).get("success")),
     )
 
 
@@ -246,6 +266,21 @@ def _client(table: Table) -> ClientRow:
         course=read_course(table),
         private=_private(as_table(table.get("privacy"))),
         update=_private(as_table(table.get("update"))),
+        agreement=_agreement(table),
+    )
+
+
+def _agreement(table: Table) -> Agreement | None:
+    flagged = table.get("flagged")
+    if not isinstance(flagged, bool):
+        return None
+    return Agreement(
+        as_share(table.get("agreement")),
+        as_figure(table.get("agreement_worst")),
+        as_text(table.get("agreement_class")),
+        as_count(table.get("assessed")),
+        as_count(table.get("classes")),
+        flagged,
     )
 
 
