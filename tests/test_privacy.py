@@ -334,6 +334,43 @@ def test_a_network_far_from_its_start_has_them_too():
     check_network(network, (1, 16, 16))
 
 
+class Folded(nn.Module):
+    """Takes four parts of an image for four images."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(16, 5)
+
+    def features(self, images):
+        return self.body(images.unfold(2, 4, 4).unfold(3, 4, 4).reshape(-1, 16)).view(len(images), -1, 5).mean(1)
+
+    def classify(self, features):
+        return features
+
+
+def test_a_network_of_which_parts_of_images_would_be_clipped_is_refused():
+    with pytest.raises(InputError, match="cannot tell the gradients of single images apart in 'body"):
+        check_network(Folded(), (1, 8, 8))
+
+
+def test_an_image_whose_gradient_is_no_number_adds_nothing():
+    """Whether training ends in numbers that are not finite must not tell of one image."""
+    shard = tiny_sites()["c00"].train
+    images = shard.inputs().clone()
+    images[3] = 1e38  # its features overflow
+    odd = replace(shard, images=images, normalisation=type(shard.normalisation)((0.0,), (1.0,)))
+    without = odd.take(torch.tensor([row for row in range(len(odd)) if row != 3]))
+    network = Architecture("convnet", 1, (8, 8), 3, {"depth": 1, "width": 4, "norm": "none"}).build(SEED)
+    recipe = Recipe(epochs=1, lr=0.1, batch=len(odd))
+    found = fit(network, odd, recipe, seed=SEED, privacy=Privacy(1.0, 1.0))
+    wanted = fit(network, without, replace(recipe, batch=len(odd) - 1), seed=SEED, privacy=Privacy(1.0, 1.0))
+    assert all(bool(each.isfinite().all()) for each in found.tensors.values())
+    ratio = (len(odd) - 1) / len(odd)  # the step is divided by the number of images, which is told
+    before = network.state_dict()
+    for name, each in found.tensors.items():
+        assert torch.allclose((each - before[name]), (wanted.tensors[name] - before[name]) * ratio, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["convnet", "resnet18"])
 def test_batch_norm_is_refused(name):
     network = Architecture(name, 1, (32, 32), 3, {"width": 4, "norm": "batch"}).build(SEED)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -203,9 +203,47 @@ def test_virtual_images_are_refused():
 def test_a_run_longer_than_its_budget_is_told_so():
     inside, beyond = (make(**BUDGET).remarks(count) for count in (2, 3))
     assert len(inside) == 1
-    assert "epsilon = 8 covers each client's training images" in inside[0]
+    assert inside[0].startswith("algorithm.privacy_epsilon = 8 covers each single training image of a client")
     assert beyond[1].startswith("algorithm.privacy_rounds = 2 and the run has 3 rounds")
     assert make().remarks(9) == ()
+
+
+# --- what noise cannot cover ------------------------------------------------------------------------------------------
+
+
+def test_two_budgets_of_one_seed_do_not_share_their_noise():
+    """Else two such runs would be two equations for what is under it."""
+    parts = [tiny.experiment(tiny.FEDAVG | BUDGET | {"privacy_epsilon": epsilon}).build() for epsilon in (1.0, 8.0)]
+    again = tiny.experiment(tiny.FEDAVG | BUDGET | {"privacy_epsilon": 8.0}, rounds=9).build()
+    assert parts[0].seed != parts[1].seed
+    assert parts[1].seed == again.seed  # a run that is extended goes on with its own
+    assert same(parts[0].start.groups["model"], parts[1].start.groups["model"])
+    plain = tiny.experiment(tiny.FEDAVG).build()
+    assert plain.seed == Seed.root(0).at("run")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"data": {"zca": True}}, "data.zca = true: whitening is made of all training images"),
+        ({"evaluate": {"gradients": True}}, "evaluate.gradients = true: it compares with gradients of real images"),
+    ],
+    ids=str,
+)
+def test_what_is_taken_from_images_beside_the_noise_is_refused(wrong, sentence):
+    algorithm = {"name": "feddm", "ipc": 1, "match_steps": 1, "privacy_clip": 1.0, **BUDGET}
+    asked = tiny.experiment(algorithm)
+    table = {key: {**asdict(getattr(asked, key)), **value} for key, value in wrong.items()}
+    with pytest.raises(InputError, match=sentence):
+        replace(asked, **{key: type(getattr(asked, key))(**value) for key, value in table.items()}).build()
+
+
+def test_a_mean_of_the_images_is_told_and_public_numbers_are_not():
+    asked = tiny.experiment(tiny.FEDAVG | BUDGET)
+    own = replace(asked, data=replace(asked.data, mean=None, std=None)).build().remarks(2)
+    public = replace(asked, data=replace(asked.data, mean=(0.5,), std=(0.5,))).build().remarks(2)
+    assert own[0].startswith("data.mean and data.std are of the training images")
+    assert own[1:] == public
 
 
 # --- runs --------------------------------------------------------------------------------------------------------------

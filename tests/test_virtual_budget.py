@@ -9,11 +9,12 @@ import tiny
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.algorithms.contrast import MOON
 from fedstill.algorithms.fedlgd import FedLGD
-from fedstill.algorithms.virtual import OnVirtual, VirtualSettings, own_set
+from fedstill.algorithms.virtual import OWN, OnVirtual, VirtualSettings, own_set
 from fedstill.bundle import Bundle
 from fedstill.contract import CLAUSES, check_algorithm, tiny_sites, tiny_world
 from fedstill.data.shard import Shard
 from fedstill.engines.local import LocalEngine
+from fedstill.engines.memory import Memory
 from fedstill.errors import InputError, RunError
 from fedstill.experiment import Experiment
 from fedstill.privacy import Sampling, epsilon_of, noise_for
@@ -40,8 +41,8 @@ def fedlgd(selected=(1, 3), lasting=2, **options):
     return FedLGD(world=WORLD, **LOCAL, **{**MOVING, "virtual": settings, "selected": selected, **options})
 
 
-def run(algorithm, until=3, sites=None, **more):
-    engine = LocalEngine(algorithm, sites or tiny_sites(), DESK)
+def run(algorithm, until=3, sites=None, memory=None, **more):
+    engine = LocalEngine(algorithm, sites or tiny_sites(), DESK, memory or Memory())
     return list(rounds(algorithm, engine, desk=DESK, until=until, **more))
 
 
@@ -66,23 +67,22 @@ def test_a_set_that_is_made_once_is_paid_once():
             assert 0.99 * 8 < epsilon <= 8
 
 
-def test_fedlgd_pays_in_selected_rounds_and_refuses_one_too_many():
-    done = run(fedlgd(selected=(1, 3, 4)), until=5)
+def test_fedlgd_pays_in_selected_rounds_and_leaves_its_images_in_one_too_many():
+    memory, second, third = Memory(), Memory(), Memory()
+    run(fedlgd(selected=(1, 3, 4)), until=2, memory=second)
+    run(fedlgd(selected=(1, 3, 4)), until=3, memory=third)
+    done = run(fedlgd(selected=(1, 3, 4)), until=5, memory=memory)
     for client, site in tiny_sites().items():
         noise = noise_for(8.0, rate=rate(site), steps=2 + 2 * 3, delta=1e-3)
-        for number, looks in enumerate((5, 5, 8), 1):
+        for number, looks in enumerate((5, 5, 8, 8, 8), 1):
             epsilon = epsilon_of(noise=noise, rate=rate(site), steps=looks, delta=1e-3)
             told = done[number - 1].figures["clients"][client]["privacy"]
             assert told == {"epsilon": epsilon, "delta": 1e-3, "noise": noise}
-    assert {failure.client for failure in done[3].failures} == set(tiny_sites())
-    assert all(
-        "its budget is spent: epsilon = 8 was to last virtual.privacy_rounds = 2 of its selected rounds"
-        in failure.reason
-        for failure in done[3].failures
-    )
+        kept = [at.read(client, 99).groups[OWN]["images"] for at in (second, third, memory)]
+        assert not torch.equal(kept[0], kept[1])
+        assert torch.equal(kept[1], kept[2])
     # what looks at no image goes on
-    assert done[4].aggregated
-    assert not done[4].failures
+    assert all(each.aggregated and not each.failures for each in done)
 
 
 def test_a_client_that_comes_late_pays_for_its_set_then():
@@ -191,6 +191,23 @@ def test_fedlgd_says_how_long_its_budget_lasts():
     fedlgd(lasting=None, selected=()).init(["c00"], DESK)
 
 
+def test_a_budget_of_images_that_nobody_trains_on_is_refused():
+    asked = tiny.experiment(tiny.FEDAVG, virtual=VIRTUAL | {"use": False})
+    with pytest.raises(
+        InputError, match=r"virtual\.privacy_epsilon = 8: with virtual\.use = false clients train on their real"
+    ):
+        asked.build()
+
+
+def test_a_set_that_was_made_without_the_noise_is_not_taken_for_one_with_it(tmp_path):
+    """A visit that was interrupted leaves its set in ``scratch``; another experiment's is none of this one's."""
+    site, desk = tiny_sites()["c00"], replace(DESK, scratch=tmp_path)
+    plain = own_set(VirtualSettings(ipc=3, steps=2, start="noise", real_batch=4), site.train, Bundle(), WORLD, desk)
+    private = own_set(PRIVATE, site.train, Bundle(), WORLD, desk)
+    assert not torch.equal(plain.images, private.images)
+    assert torch.equal(private.images, own_set(PRIVATE, site.train, Bundle(), WORLD, desk).images)
+
+
 def test_a_delta_that_shows_an_image_is_the_clients_failure():
     with pytest.raises(
         RunError, match=r"virtual\.privacy_delta = 0\.5 allows one of the client's \d+ images to be shown"
@@ -199,9 +216,13 @@ def test_a_delta_that_shows_an_image_is_the_clients_failure():
 
 
 def test_it_is_told_what_is_covered_and_how_long():
-    assert "epsilon = 8 covers each client's training images" in on_virtual().remarks(3)[0]
+    assert (
+        on_virtual()
+        .remarks(3)[0]
+        .startswith("virtual.privacy_epsilon = 8 covers each single training image of a client")
+    )
     covered, beyond = fedlgd(selected=(1, 2, 3)).remarks(3)
-    assert "epsilon = 8 covers" in covered
+    assert "virtual.privacy_epsilon = 8 covers" in covered
     assert beyond.startswith("virtual.privacy_rounds = 2 and 3 rounds are selected")
     assert len(fedlgd().remarks(3)) == 1
 

@@ -223,7 +223,7 @@ def _listen_again(
         target.federation(number),
         target.parts.sites,
         start=target.parts.start,
-        desk=Desk(Seed.root(target.experiment.seed).at("run"), device=desk.device, map=desk.map),
+        desk=Desk(target.parts.seed, device=desk.device, map=desk.map),
         listened=clients,
         until=number,
         progress=lambda done: progress(done, number),

@@ -53,6 +53,9 @@ class Parts:
         cohort: clients a round, as :func:`fedstill.rounds.rounds` takes it.
         start: the server's state before the first round.
         identity: all that decides the run's results, by name: equal identities, equal results.
+        seed: of all that the run draws after it began. Where images are to be private it hangs on the identity: two runs with one
+            stream of noise, such as two budgets of one seed, would take it off each other.
+        notes: what a user should know of the experiment, whatever its method says.
         poisoned: what became of hostile clients' images, and how their attack is measured; None where nobody was asked to be.
     """
 
@@ -65,11 +68,13 @@ class Parts:
     cohort: float | int
     start: Bundle
     identity: Mapping[str, Any]
+    seed: Seed
+    notes: tuple[str, ...] = ()
     poisoned: Poisoned | None = None
 
     def remarks(self, rounds: int) -> Sequence[str]:
-        """What the method has to say before a run of so many rounds; most have nothing."""
-        found: list[str] = []
+        """What there is to say before a run of so many rounds; mostly nothing."""
+        found: list[str] = list(self.notes)
         each: Any = self.algorithm
         while each is not None:  # what a method is wrapped in may have something to say, too
             found += getattr(each, "remarks", lambda _: ())(rounds)
@@ -242,6 +247,7 @@ class Experiment:
                 f"evaluate.gradients = true: '{self.algorithm.name}' makes no synthetic set whose gradient could be "
                 "compared; set it to false"
             )
+        self._check_private()
         root = Seed.root(self.seed)
         loaded = load(self.data, root.at("data"))
         train = loaded.train
@@ -259,6 +265,7 @@ class Experiment:
             raise InputError(
                 f"{setting}: no client keeps validation images to choose by; set partition.validation above 0"
             )
+        identity = self._identity(loaded, dealt)
         return Parts(
             algorithm=algorithm,
             sites=sites,
@@ -268,8 +275,45 @@ class Experiment:
             uses=uses,
             cohort=cohort,
             start=start,
-            identity=self._identity(loaded, dealt),
+            identity=identity,
+            seed=root.at("run")
+            if self.private is None
+            else root.at("run", self.private, json.dumps(identity, sort_keys=True)),
+            notes=self._notes(),
             poisoned=poisoned,
+        )
+
+    @property
+    def private(self) -> str | None:
+        """The setting by which noise makes what clients send private; None where nothing does."""
+        options = self.algorithm.options
+        for key in ("privacy_epsilon", "privacy_noise"):
+            if getattr(options, key, None):
+                return f"algorithm.{key}"
+        if self.virtual is not None and self.virtual.privacy_epsilon is not None:
+            return "virtual.privacy_epsilon"
+        return "update" if self.update is not None and self.update.private else None
+
+    def _check_private(self) -> None:
+        """Refuse what would be taken from real images beside the noise."""
+        if self.private is None:
+            return
+        if self.evaluate.gradients:
+            raise InputError(
+                f"evaluate.gradients = true: it compares with gradients of real images, to which {self.private} adds no noise; "
+                "set it to false"
+            )
+        if self.data.zca:
+            raise InputError(
+                f"data.zca = true: whitening is made of all training images, and {self.private} adds no noise to it; set it to "
+                "false"
+            )
+
+    def _notes(self) -> tuple[str, ...]:
+        if self.private is None or None not in (self.data.mean, self.data.std):
+            return ()
+        return (
+            f"data.mean and data.std are of the training images, and {self.private} does not cover them: give public numbers",
         )
 
     def _poisoned(self, loaded: Loaded, uses: Uses, seed: Seed) -> Poisoned | None:

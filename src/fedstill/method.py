@@ -114,6 +114,11 @@ class Method:
         if self.makes_virtual:
             return cast(Algorithm, self.factory(world=world, virtual=virtual or VirtualSettings(), **self.fields()))
         algorithm = cast(Algorithm, self.factory(world=world, **self.fields()))
+        if virtual is not None and not virtual.use and virtual.privacy_epsilon is not None:
+            raise InputError(
+                f"virtual.{_BUDGET} = {virtual.privacy_epsilon:g}: with virtual.use = false clients train on their real images, "
+                "which it does not cover; leave one of them out"
+            )
         if virtual is None or not virtual.use:
             return algorithm
         if getattr(self.options, _BUDGET, None) is not None:

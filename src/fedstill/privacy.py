@@ -24,8 +24,12 @@ What it does not cover:
 * other trainings on the same images: each spends again;
 * whoever knows the seed: here the noise and the batches are drawn from the run's, so that a run that was killed goes on to the
   same bits, and who can repeat the noise can take it off. ε is a number for studies; a deployment must draw both from a secret of
-  the site's own;
+  the site's own. Two runs must not share the noise, or their difference shows what is under it: so a private run draws from a
+  place that hangs on all its settings (:class:`fedstill.experiment.Parts`);
 * floating-point attacks on the sampler (Mironov 2012).
+
+An image of whose gradient an entry is not finite adds nothing. So whether a training ends in numbers that are not finite hangs on
+the noised steps alone, and is as private as they are.
 
 Memory: a batch's gradients, one an image: 4 bytes × parameters × images.
 """
@@ -59,6 +63,7 @@ __all__ = [
     "check_network",
     "epsilon_of",
     "noise_for",
+    "only_finite",
     "private_optimiser",
     "without_images",
 ]
@@ -244,6 +249,19 @@ def private_optimiser(
     return cast(torch.optim.Optimizer, private)
 
 
+def only_finite(network: nn.Module) -> None:
+    """Let images of whose gradient an entry is not finite add nothing.
+
+    Clipping cannot make such a gradient short. Left in, it would make the step no number, and whether a training ends so would
+    tell of a single image whatever the noise.
+    """
+    samples = [parameter.grad_sample for parameter in _trained(network).values()]  # type: ignore[attr-defined]
+    finite = torch.stack([each.flatten(1).isfinite().all(1) for each in samples]).all(0)
+    if not finite.all():
+        for each in samples:
+            each[~finite] = 0
+
+
 def without_images(network: nn.Module) -> None:
     """What a backward pass would leave for an empty batch, which some layers cannot take."""
     for parameter in _trained(network).values():
@@ -267,6 +285,10 @@ def check_network(network: Network, shape: Sequence[int], *, key: str = "model")
     # but what large terms leave that cancel, and in float32 these leave more, the further the network is trained
     network = copy.deepcopy(network).cpu().double().train()
     images = torch.randn(2, *shape, generator=_PROBE.torch(), dtype=torch.float64).requires_grad_()
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()  # so that an image alone is what it is beside another
+    plain = copy.deepcopy(network)
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     with _PROBE.scope(torch.device("cpu")):
         (reached,) = torch.autograd.grad(network.classify(network.features(images))[0].sum(), images)
@@ -284,15 +306,31 @@ def check_network(network: Network, shape: Sequence[int], *, key: str = "model")
                 f"{key}: Opacus cannot tell the gradients of single images apart in this network "
                 f"({str(error).splitlines()[0][:200]}); choose another for differential privacy"
             ) from error
-    trained = _trained(network)
-    longest = max(float(each.grad.norm()) for each in trained.values() if each.grad is not None)
-    for name, parameter in trained.items():
-        found, whole = getattr(parameter, "grad_sample", None), parameter.grad
-        if found is None or whole is None or (found.mean(0) - whole).norm() > 1e-6 * whole.norm() + 1e-9 * longest:
+    alone = [_alone(plain, images[index : index + 1].detach()) for index in range(len(images))]
+    longest = max(float(each.norm()) for its in alone for each in its.values())
+    for name, parameter in _trained(network).items():
+        found = getattr(parameter, "grad_sample", None)
+        wanted = torch.stack([its[name] for its in alone])
+        if (
+            found is None
+            or found.shape != wanted.shape
+            or (found - wanted).norm() > 1e-6 * wanted.norm() + 1e-9 * longest
+        ):
             raise InputError(
                 f"{key}: Opacus cannot tell the gradients of single images apart in '{name}'; choose another network for "
                 "differential privacy"
             )
+
+
+def _alone(network: Network, image: Tensor) -> dict[str, Tensor]:
+    """The gradient of one image's own loss, as torch has it."""
+    trained = _trained(network)
+    loss = network.classify(network.features(image)).sum(1).mean()
+    found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(parameter) if gradient is None else gradient
+        for (name, parameter), gradient in zip(trained.items(), found, strict=True)
+    }
 
 
 def check_installed() -> None:

@@ -31,7 +31,6 @@ from fedstill.output import append_line, save_synthetic, whole_lines
 from fedstill.reporter import Ending, Opening, Reporter, Silent
 from fedstill.rounds import Desk, Failure, Round, rounds
 from fedstill.runtime import describe, interrupts, pick_device, prepared, ran_out
-from fedstill.seeds import Seed
 from fedstill.settings import read_toml
 from fedstill.trackers import tracked
 from fedstill.workplace import Here, Venue, Workplace
@@ -160,7 +159,7 @@ def _desk(record: _Record, hear: Reporter, check: Callable[[], None]) -> Desk:
         hear.progress(phase, done, total)
 
     return Desk(
-        Seed.root(record.experiment.seed).at("run"),
+        record.parts.seed,
         device=record.device,
         scratch=record.out / folder.SCRATCH,
         progress=progress,

@@ -21,7 +21,7 @@ from fedstill.data.augment import Augmentation, apply
 from fedstill.data.shard import Shard
 from fedstill.errors import Diverged
 from fedstill.models.architecture import Network
-from fedstill.privacy import Privacy, Sampling, private_optimiser, without_images
+from fedstill.privacy import Privacy, Sampling, only_finite, private_optimiser, without_images
 from fedstill.seeds import Seed
 
 __all__ = [
@@ -207,6 +207,8 @@ def fit(
                     if penalty is not None and privacy is None:
                         loss = loss + penalty(params)
                     loss.backward()  # type: ignore[no-untyped-call]
+                    if privacy is not None:
+                        only_finite(network)
                     total += loss.detach() * len(rows)
                 optimiser.step()
                 step += 1

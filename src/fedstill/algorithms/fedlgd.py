@@ -218,9 +218,13 @@ class FedLGD:
             numbers[OWN_COUNT] = len(own)
         selected = SELECTED in inbox.numbers
         # D^c was made in the first visit, by virtual.steps looks at the images
-        looks = (steps_of(memory) or self.virtual.steps) + (self._moving if selected else 0)
+        looks = steps_of(memory) or self.virtual.steps
+        moves = selected and self.match_steps > 0
+        if self.virtual.privacy_epsilon is not None and looks + self.match_steps > self.virtual.lasting(self._moving):
+            moves = False  # the budget is spent: D^c stays as it is
+        looks += self.match_steps if moves else 0
         guarantee = self.virtual.allowed(site.train, steps=looks, moving=self._moving)
-        if selected and self.match_steps:
+        if moves:
             own, health = self._move(own, site.train, inbox, guarantee, desk)
             if health is not None:
                 numbers |= {f"matching_{name}": getattr(health, name) for name in _MATCHING}
@@ -278,7 +282,7 @@ class FedLGD:
         """What a user of ``rounds`` rounds may want to know before they begin."""
         selected = list(self.selected)
         late = sum(number > rounds for number in selected)
-        found = [] if (private := remark(self.virtual)) is None else [private]
+        found = [] if (private := remark(self.virtual, VIRTUAL)) is None else [private]
         if late:
             found.append(
                 f"{late} of {len(selected)} selected rounds lie beyond the run's {rounds}; the last is round {max(selected)}"
@@ -287,7 +291,7 @@ class FedLGD:
         if lasts is not None and due > lasts:
             found.append(
                 f"virtual.privacy_rounds = {lasts} and {due} rounds are selected: a client that has been in {lasts} of them "
-                "refuses to work in a further one"
+                "leaves its virtual images as they are in a further one"
             )
         return tuple(found)
 

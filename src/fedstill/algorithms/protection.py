@@ -33,6 +33,7 @@ from fedstill.rounds import World
 from fedstill.seeds import Seed
 
 __all__ = [
+    "COVERS",
     "Lasting",
     "PrivacyClip",
     "PrivacyDelta",
@@ -65,6 +66,12 @@ PrivacyClip = Annotated[float, Field(gt=0, description="largest norm of an image
 PrivacyRounds = Annotated[
     int | None, Field(ge=1, description="rounds of a client that the budget is to last; in a further one it refuses")
 ]
+
+COVERS = (
+    "covers each single training image of a client, not its validation images, its classes or its number of images; the noise "
+    "comes of the run's seed and settings, and who knows these can take it off"
+)
+"""What there is to say of noise before a run begins."""
 
 _STEPS = "private_steps"
 """In a client's memory: how many of its steps are spent."""
@@ -138,14 +145,11 @@ def check_gradients(architecture: Architecture) -> None:
     check_network(architecture.build(Seed(("check",))), shape, key=architecture.key)
 
 
-def remark(method: Budgeted) -> str | None:
-    """What a user should know of a budget before a run begins; None without one."""
+def remark(method: Budgeted, table: str = "algorithm") -> str | None:
+    """What a user should know of a budget, which stands in ``table``, before a run begins; None without one."""
     if method.privacy_epsilon is None:
         return None
-    return (
-        f"epsilon = {method.privacy_epsilon:g} covers each client's training images, not its validation images, its classes or "
-        "its number of images; the noise comes of the run's seed, and who knows that can take it off"
-    )
+    return f"{table}.privacy_epsilon = {method.privacy_epsilon:g} {COVERS}"
 
 
 def remarks(method: Lasting, rounds: int) -> Sequence[str]:

@@ -54,6 +54,7 @@ from torch import Tensor
 from fedstill.algorithms.agreement import Disagreeing, anew, look
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.algorithms.protection import (
+    COVERS,
     PrivacyDelta,
     PrivacyRounds,
     check_rounds,
@@ -245,6 +246,11 @@ class FedDM:
 
     def remarks(self, rounds: int) -> Sequence[str]:
         """What a user of ``rounds`` rounds may want to know before they begin."""
+        if self.privacy_noise:
+            return (
+                f"algorithm.privacy_noise = {self.privacy_noise:g} {COVERS}; there is no budget: epsilon grows with every round, "
+                "and no client refuses",
+            )
         return remarks(self, rounds)
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:
@@ -346,6 +352,11 @@ class FedDM:
     def _check_privacy(self) -> None:
         check_rounds(self)
         if self.privacy_epsilon is None and not self.privacy_noise:
+            if self.privacy_clip is not None:
+                raise InputError(
+                    f"algorithm.privacy_clip = {self.privacy_clip:g}: there is no noise, and nothing is clipped; set "
+                    "algorithm.privacy_epsilon or algorithm.privacy_noise, or leave it out"
+                )
             return
         check_installed()
         if self.privacy_epsilon is not None and self.privacy_noise:

@@ -24,6 +24,7 @@ cover.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -111,7 +112,7 @@ class VirtualSettings:
         int | None,
         Field(
             ge=0,
-            description="FedLGD: selected rounds of a client that the budget is to last; in a further one it refuses",
+            description="FedLGD: selected rounds of a client that the budget is to last; from then on its images stay",
         ),
     ] = None
 
@@ -175,20 +176,14 @@ class VirtualSettings:
 
         Args:
             real: its training images; at least one.
-            steps: those that made D^c, and those that moved it on.
+            steps: those that made D^c, and those that moved it on; :meth:`lasting` at most.
             moving: as :meth:`check`.
 
         Raises:
-            RunError: the budget does not allow so many, or δ allows an image to be shown.
+            RunError: δ allows an image to be shown, or no noise is enough.
         """
         if self.privacy_epsilon is None:
             return None
-        lasting = self.steps + (self.privacy_rounds or 0) * moving
-        if steps > lasting:
-            raise RunError(
-                f"its budget is spent: epsilon = {self.privacy_epsilon:g} was to last virtual.privacy_rounds = "
-                f"{self.privacy_rounds} of its selected rounds, and another would go beyond it"
-            )
         rate = max(Sampling(count, self.real_batch).rate for count in real.histogram() if count)
         look = Look(rate, steps)
         return guarantee(
@@ -197,9 +192,13 @@ class VirtualSettings:
             look,
             images=len(real),
             steps=steps,
-            lasting=lasting,
+            lasting=self.lasting(moving),
             table=VIRTUAL,
         )
+
+    def lasting(self, moving: int = 0) -> int:
+        """Steps of matching that a budget is for, in all; ``moving`` as :meth:`check`."""
+        return self.steps + (self.privacy_rounds or 0) * moving
 
     def matcher(self, networks: Networks, real: Shard, spent: Guarantee | None, *, device: str) -> DistributionMatcher:
         """What virtual images are drawn to: ``real`` through ``networks``, with the noise of ``spent``."""
@@ -240,7 +239,8 @@ def own_set(
     if len(real) == 0:
         raise RunError("the client has no training image")
     # of a visit that was interrupted after this was done, which takes hours at the published scale
-    scratch = None if desk.scratch is None else desk.scratch / "virtual.safetensors"
+    made_by = hashlib.sha256(repr((settings, moving)).encode()).hexdigest()[:12]  # other settings make another set
+    scratch = None if desk.scratch is None else desk.scratch / f"virtual-{made_by}.safetensors"
     if scratch is not None and scratch.exists():
         return shard_of(Bundle.open(scratch).groups[OWN], world)
     own = _made(settings, real, world, desk, moving)
@@ -345,7 +345,7 @@ class OnVirtual:
 
     def remarks(self, rounds: int) -> Sequence[str]:
         """What a user may want to know of the budget before a run begins."""
-        found = remark(self.virtual)
+        found = remark(self.virtual, VIRTUAL)
         return () if found is None else (found,)
 
     def models(self, state: Bundle) -> Mapping[str, Trained]:

@@ -106,6 +106,7 @@ class Served:
             cohort=experiment.cohort,
             start=experiment.beginning(algorithm, world, sites, experiment.cohort),
             identity={**agreed(experiment), "sites": list(sites), "test images": digest(data)},
+            seed=seed.at("run"),
         )
 
     @contextmanager

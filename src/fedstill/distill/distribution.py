@@ -266,6 +266,9 @@ class DistributionMatcher:
         layout = best_layout(network, like.device)
         parts = torch.split(torch.cat(batches).contiguous(memory_format=layout), self._chunk(like))
         vectors = torch.cat([self._vectors(network, part) for part in parts])
+        if self.noise is not None:
+            # clipping cannot make it short: whether a sum is a number would tell of a single image, whatever the noise
+            vectors[~vectors.isfinite().all(1)] = 0
         wanted: dict[int, Tensor] = {}
         for k, mine in zip(drawn, torch.split(vectors, [len(batch) for batch in batches]), strict=True):
             total = mine.sum(0)
