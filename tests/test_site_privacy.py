@@ -60,12 +60,21 @@ def test_noise_is_never_the_same() -> None:
         (Bundle({"model": {"weight": torch.ones(2)}, "control": {}}), "the answer holds 'control'"),
         (Bundle({"model": {"weight": torch.ones(3)}}), "no such"),
         (Bundle({}, {"examples": 1.0}), "no such"),
-        (Bundle({"model": {"weight": torch.full((2,), math.inf)}}), "not finite"),
     ],
 )
 def test_what_it_does_not_cover_is_refused(reply: Bundle, said: str) -> None:
     with pytest.raises(InputError, match=said):
         privatised(Bundle({"model": {"weight": torch.ones(2)}}), reply, SETTINGS)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_change_that_is_not_finite_counts_as_none(value: float) -> None:
+    sent = Bundle({"model": {"weight": torch.zeros(20_000)}})
+    after = torch.zeros(20_000)
+    after[7] = value
+    made = privatised(sent, Bundle({"model": {"weight": after}}, {"examples": 7}), SETTINGS)
+    assert float(made.groups["model"]["weight"].std()) == pytest.approx(1.0, rel=0.03)
+    assert made.numbers == {"examples": 7}
 
 
 @pytest.mark.parametrize("name", ["norm.running_var", "norm.num_batches_tracked"])

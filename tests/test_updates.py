@@ -28,7 +28,7 @@ from fedstill.bundle import Bundle
 from fedstill.contract import CLAUSES, check_algorithm, tiny_sites, tiny_world
 from fedstill.engines.local import LocalEngine
 from fedstill.engines.memory import Memory
-from fedstill.errors import InputError
+from fedstill.errors import Diverged, InputError
 from fedstill.experiment import Experiment
 from fedstill.folder import METRICS
 from fedstill.rounds import Desk, Reply, rounds
@@ -534,6 +534,55 @@ def test_an_audit_sees_what_the_server_sees(tmp_path):
     with pytest.raises(InputError, match="the client's message of round 2 tells nothing: its reply holds no change"):
         Exchange(2, inbox, reply.drop(SCALES)).read_by(algorithm)
     assert found["kept"].to_bytes() == found["again"].to_bytes()
+
+
+# --- what noise is not to let through ---------------------------------------------------------------------------------
+
+
+class Telling(FedAvg):
+    """FedAvg of a user's own, whose reply says more of the images."""
+
+    def local(self, inbox, site, memory, desk):
+        reply, kept = super().local(inbox, site, memory, desk)
+        return reply.put({"steps": float(site.train.images.sum()), "virtual": 3}), kept
+
+
+def test_of_a_method_of_the_users_own_the_number_of_images_alone_is_left():
+    for settings in ({}, {"virtual": VirtualSettings(steps=1)}):
+        inner = Telling(world=WORLD, **LOCAL)
+        inner = OnVirtual(inner=inner, world=WORLD, **settings) if settings else inner
+        _, reply, _ = visit(on_updates(inner=inner, clip=1.0, noise=1.0))
+        assert reply.numbers.keys() == {"examples", ANSWERS}
+    _, reply, _ = visit(on_updates(Telling, clip=1.0))
+    assert "steps" in reply.numbers  # nothing is private here
+
+
+def test_training_that_diverged_is_a_noised_answer_like_any_other():
+    def diverging(method=FedAvg, **more):
+        return on_updates(method, options=LOCAL | {"lr": 1e30}, **more)
+
+    inbox, reply, memory = visit(diverging(clip=1e-3, noise=2.0))
+    assert reply.numbers == {"examples": len(tiny_sites()["c00"].train), ANSWERS: 1}
+    entries = sum(each.numel() for each in inbox.groups["model"].values())
+    assert length(inbox.groups["model"], reply.groups["model"]) == pytest.approx(2e-3 * math.sqrt(entries), rel=0.1)
+    _, again, _ = visit(diverging(clip=1e-3, noise=2.0), memory, number=2)
+    assert again.numbers[ANSWERS] == 2
+    assert run(diverging(clip=1e-3, noise=2.0, bits=8), until=1)[0].aggregated
+    for seen in ({"clip": 1e-3}, {"clip": 1e-3, "noise": 2.0, "method": FedNova}):
+        with pytest.raises(Diverged):
+            visit(diverging(**seen))
+
+
+def test_a_change_that_is_not_finite_is_noise_alone():
+    algorithm = on_updates(clip=1e-3, noise=2.0)
+    inbox = algorithm.broadcast(algorithm.init(list(tiny_sites()), DESK), "c00")
+    model = inbox.groups["model"]
+    broken = Bundle({"model": {name: torch.full_like(each, math.nan) for name, each in model.items()}}, {"examples": 4})
+    still = Bundle({"model": model}, {"examples": 4})
+    found, wanted = (algorithm.sent(inbox, each, SEED).groups["model"] for each in (broken, still))
+    assert all(torch.equal(found[name], wanted[name]) for name in model)
+    with pytest.raises(InputError, match="not finite"):
+        on_updates(clip=1e-3).sent(inbox, broken, SEED)
 
 
 # --- real sites -------------------------------------------------------------------------------------------------------

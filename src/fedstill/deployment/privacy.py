@@ -25,9 +25,9 @@ from pydantic import ConfigDict, Field
 from fedstill.bundle import Bundle
 from fedstill.errors import InputError
 from fedstill.files import write_json
-from fedstill.updates import beside, change_of, cut, fits, moved, noised
+from fedstill.updates import beside, change_of, fits, hidden, moved
 
-__all__ = ["SPENT", "PrivacySettings", "privatised", "spend"]
+__all__ = ["SPENT", "PrivacySettings", "privatised", "spend", "unmoved"]
 
 SPENT = "privacy.json"
 """In the site's folder: how many noised answers have left."""
@@ -58,7 +58,8 @@ class PrivacySettings:
 
 
 def privatised(sent: Bundle, reply: Bundle, settings: PrivacySettings) -> Bundle:
-    """``reply`` with its model cut and noised; of its numbers ``examples`` alone is left, and is not covered.
+    """``reply`` with its model cut and noised; of its numbers ``examples`` alone is left, and is not covered. A model that is not
+    finite counts as the one that was sent.
 
     Raises:
         InputError: the reply holds what this does not cover, or is no change of what was sent.
@@ -75,14 +76,20 @@ def privatised(sent: Bundle, reply: Bundle, settings: PrivacySettings) -> Bundle
         )
     # fresh for every answer, so that nobody who knows the run's seed can take it off again
     secret = np.random.default_rng(secrets.randbits(128))
-    change = noised(
-        cut(change_of(before, after), settings.clip),
-        settings.noise * settings.clip,
+    change = hidden(
+        change_of(before, after),
+        settings.clip,
+        settings.noise,
         lambda _, shape: torch.from_numpy(secret.standard_normal(tuple(shape))),
     )
     model = moved(before, change)
     numbers = {EXAMPLES: reply.numbers[EXAMPLES]} if EXAMPLES in reply.numbers else {}
     return Bundle({MODEL: model}, numbers)
+
+
+def unmoved(sent: Bundle, examples: int) -> Bundle:
+    """The answer of a training that changed nothing, which one that diverged counts as."""
+    return Bundle({MODEL: sent.groups.get(MODEL, {})}, {EXAMPLES: examples})
 
 
 def spend(path: Path, most: int) -> None:
