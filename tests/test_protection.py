@@ -226,5 +226,6 @@ def test_a_run_goes_on_to_the_same_bits_and_extended_it_refuses(tmp_path):
     assert tiny.rows(tmp_path / "straight") == tiny.rows(tmp_path / "parts")
     with pytest.raises(RunError, match="no client gave a usable reply in round 3: 'c00': its budget is spent"):
         drive(replace(asked, rounds=3), out=tmp_path / "parts", resume=True)
+    assert tiny.rows(tmp_path / "straight") == tiny.rows(tmp_path / "parts")
     lines = json.loads((tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()[1])["clients"]
     assert all(0 < line["privacy"]["epsilon"] <= 8 for line in lines)

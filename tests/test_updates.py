@@ -28,7 +28,7 @@ from fedstill.bundle import Bundle
 from fedstill.contract import CLAUSES, check_algorithm, tiny_sites, tiny_world
 from fedstill.engines.local import LocalEngine
 from fedstill.engines.memory import Memory
-from fedstill.errors import Diverged, InputError
+from fedstill.errors import Diverged, InputError, RunError
 from fedstill.experiment import Experiment
 from fedstill.folder import METRICS
 from fedstill.rounds import Desk, Reply, rounds
@@ -274,6 +274,42 @@ def test_a_budget_is_spent_and_then_refused():
     assert {failure.reason for failure in done[2].failures} == {
         "its budget is spent: epsilon = 3 was to last update.rounds = 2 of its answers, and another would go beyond it"
     }
+
+
+FEDDM = {"name": "feddm", "match_steps": 2, "ipc": 1, "global_epochs": 1, "real_batch": 4, "augmentation": "none"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "done"),
+    [
+        ({"update": {"clip": 1.0, "epsilon": 3.0, "rounds": 1}}, 1),
+        ({"algorithm": FEDDM | {"privacy_epsilon": 8.0, "privacy_clip": 1.0, "privacy_rounds": 1}}, 1),
+    ],
+    ids=["update", "feddm"],
+)
+def test_a_run_whose_budgets_are_spent_ends_as_finished(tmp_path, settings, done):
+    out = tmp_path / "run"
+    asked = tiny.experiment(**settings, rounds=done)
+    drive(asked, out=out)
+    before = tiny.rows(out)
+    for rounds_asked in (done + 2, done + 1):  # a second time, too
+        with pytest.raises(RunError) as caught:
+            drive(replace(asked, rounds=rounds_asked), out=out, resume=True)
+        said = str(caught.value)
+        assert f"no client gave a usable reply in round {done + 1}: 'c00': its budget is spent" in said
+        assert f"the run ends at round {done} and is kept in {out} as finished" in said
+        assert "fedstill resume" not in said
+        assert json.loads((out / "summary.json").read_text())["finished"] is True
+        assert Experiment.read(out / "experiment.toml").rounds == done
+        assert tiny.rows(out) == before
+    assert drive(Experiment.read(out / "experiment.toml"), out=out, resume=True).rounds == done
+
+
+def test_a_run_that_asks_for_more_than_its_budget_ends_where_that_does(tmp_path):
+    with pytest.raises(RunError, match="the run ends at round 1 and is kept in"):
+        drive(tiny.experiment(update={"clip": 1.0, "epsilon": 3.0, "rounds": 1}, rounds=3), out=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 1
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_an_images_budget_may_be_had_besides():

@@ -43,8 +43,10 @@ __all__ = [
     "check_descent",
     "check_gradients",
     "check_rounds",
+    "beyond",
     "claimed",
     "guarantee",
+    "is_spent",
     "next_round",
     "remark",
     "remarks",
@@ -194,6 +196,21 @@ def check_delta(delta: float, images: int, table: str = "algorithm") -> None:
         )
 
 
+_SPENT = "its budget is spent"
+
+
+def beyond(epsilon: float | None, setting: str, lasting: int | None, unit: str) -> RunError:
+    """Why a client does not work: its budget was to last ``setting`` = ``lasting`` of its ``unit``, and these are over."""
+    return RunError(
+        f"{_SPENT}: epsilon = {epsilon:g} was to last {setting} = {lasting} of its {unit}, and another would go beyond it"
+    )
+
+
+def is_spent(reason: str) -> bool:
+    """Whether a client that gave this reason has no budget left, so that asking again is of no use."""
+    return reason.startswith(_SPENT)
+
+
 def next_round(method: Lasting, look: Look, *, images: int, memory: Bundle) -> Guarantee | None:
     """What a client will have spent after one more round of ``look.steps`` steps; None without a budget.
 
@@ -205,10 +222,7 @@ def next_round(method: Lasting, look: Look, *, images: int, memory: Bundle) -> G
         return None
     lasting, steps = rounds * look.steps, steps_of(memory) + look.steps
     if steps > lasting:
-        raise RunError(
-            f"its budget is spent: epsilon = {epsilon:g} was to last algorithm.privacy_rounds = {rounds} of its rounds, and "
-            "another would go beyond it"
-        )
+        raise beyond(epsilon, "algorithm.privacy_rounds", rounds, "rounds")
     return guarantee(epsilon, method.privacy_delta, look, images=images, steps=steps, lasting=lasting)
 
 

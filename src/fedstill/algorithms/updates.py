@@ -41,10 +41,11 @@ from pydantic import ConfigDict, Field
 from fedstill import codes
 from fedstill.algorithms import ALGORITHMS
 from fedstill.algorithms.fednova import FedNova
+from fedstill.algorithms.protection import beyond
 from fedstill.algorithms.replies import MOST
 from fedstill.algorithms.virtual import OnVirtual
 from fedstill.bundle import GROUPS, Bundle, Group
-from fedstill.errors import Diverged, InputError, RunError
+from fedstill.errors import Diverged, InputError
 from fedstill.rounds import Algorithm, Desk, Failure, Outcome, Reply, Site, Trained, needed_replies
 from fedstill.seeds import Seed
 from fedstill.updates import beside, change_of, cut, epsilon, fits, hidden, moved, noise_for
@@ -187,10 +188,7 @@ class OnUpdates:
         given = int(memory.numbers.get(_GIVEN, 0)) + 1
         lasts = self.update.rounds
         if lasts is not None and given > lasts:
-            raise RunError(
-                f"its budget is spent: epsilon = {self.update.epsilon:g} was to last update.rounds = {lasts} of its answers, and "
-                "another would go beyond it"
-            )
+            raise beyond(self.update.epsilon, "update.rounds", lasts, "answers")
         reply, kept = self._learnt(inbox, site, memory, desk)
         reply = self.sent(inbox, reply, desk.seed.at("update"))
         if not self.update.private:

@@ -31,7 +31,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from fedstill.algorithms.protection import PrivacyDelta, guarantee, remark, said, told
+from fedstill.algorithms.protection import PrivacyDelta, beyond, guarantee, remark, said, told
 from fedstill.algorithms.union import shard_of
 from fedstill.bundle import Bundle
 from fedstill.data.augment import Augmentation
@@ -185,10 +185,7 @@ class VirtualSettings:
             return None
         lasting = self.steps + (self.privacy_rounds or 0) * moving
         if steps > lasting:
-            raise RunError(
-                f"its budget is spent: epsilon = {self.privacy_epsilon:g} was to last virtual.privacy_rounds = "
-                f"{self.privacy_rounds} of its selected rounds, and another would go beyond it"
-            )
+            raise beyond(self.privacy_epsilon, "virtual.privacy_rounds", self.privacy_rounds, "selected rounds")
         rate = max(Sampling(count, self.real_batch).rate for count in real.histogram() if count)
         look = Look(rate, steps)
         return guarantee(
