@@ -27,10 +27,25 @@ from torch import Tensor
 from fedstill.bundle import Group
 from fedstill.errors import InputError
 
-__all__ = ["Change", "beside", "change_of", "cut", "epsilon", "fits", "hidden", "moved", "noise_for", "noised"]
+__all__ = [
+    "MOST_DELTA",
+    "Change",
+    "beside",
+    "change_of",
+    "cut",
+    "epsilon",
+    "fits",
+    "hidden",
+    "moved",
+    "noise_for",
+    "noised",
+]
 
 Change = Mapping[str, Tensor]
 """Δ by tensor, in float64, in which the difference of two float32 numbers of like size is exact."""
+
+MOST_DELTA = 1e-2
+"""Largest δ that is taken: a δ near 1 promises nothing, whatever ε beside it, and ε at it is 0."""
 
 _STATISTICS = ("running_mean", "running_var")
 

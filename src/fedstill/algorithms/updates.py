@@ -48,7 +48,7 @@ from fedstill.bundle import GROUPS, Bundle, Group
 from fedstill.errors import Diverged, InputError
 from fedstill.rounds import Algorithm, Desk, Failure, Outcome, Reply, Site, Trained, needed_replies
 from fedstill.seeds import Seed
-from fedstill.updates import beside, change_of, cut, epsilon, fits, hidden, moved, noise_for
+from fedstill.updates import MOST_DELTA, beside, change_of, cut, epsilon, fits, hidden, moved, noise_for
 
 __all__ = ["CODES", "SCALES", "OnUpdates", "UpdateSettings", "uncovered"]
 
@@ -84,7 +84,7 @@ class UpdateSettings:
         float | None,
         Field(gt=0, le=1000, description="budget of all answers of a client together, for which the noise is found"),
     ] = None
-    delta: Annotated[float, Field(ge=1e-12, lt=1, description="for which epsilon is told")] = 1e-5
+    delta: Annotated[float, Field(ge=1e-12, le=MOST_DELTA, description="for which epsilon is told")] = 1e-5
     rounds: Annotated[
         int | None, Field(ge=1, description="answers of a client that the budget is to last; it refuses a further one")
     ] = None

@@ -25,7 +25,7 @@ from pydantic import ConfigDict, Field
 from fedstill.bundle import Bundle
 from fedstill.errors import InputError
 from fedstill.files import write_json
-from fedstill.updates import beside, change_of, fits, hidden, moved
+from fedstill.updates import MOST_DELTA, beside, change_of, fits, hidden, moved
 
 __all__ = ["SPENT", "PrivacySettings", "privatised", "spend", "unmoved"]
 
@@ -54,7 +54,9 @@ class PrivacySettings:
     answers: Annotated[
         int, Field(ge=1, description="noised answers that may leave in all, of all runs; after so many none does")
     ] = 100
-    delta: Annotated[float, Field(ge=1e-12, lt=1, description="δ for which 'fedstill site check' gives ε")] = 1e-5
+    delta: Annotated[float, Field(ge=1e-12, le=MOST_DELTA, description="δ for which 'fedstill site check' gives ε")] = (
+        1e-5
+    )
 
 
 def privatised(sent: Bundle, reply: Bundle, settings: PrivacySettings) -> Bundle:
