@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import time
+from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +14,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from fedstill.bundle import Bundle
-from fedstill.deployment.privacy import PrivacySettings, privatised
+from fedstill.deployment.privacy import PrivacySettings, privatised, spend
 from fedstill.errors import InputError
 from fedstill.updates import epsilon
 
@@ -97,6 +101,30 @@ def test_epsilon_is_that_of_the_gaussian_mechanism(rounds: int, noise: float) ->
     ]
     assert apart == pytest.approx(1e-5, rel=1e-5)
     assert epsilon(rounds + 1, noise, 1e-5) > found
+
+
+def _spend(path: Path, times: int, here: Path, there: Path) -> None:
+    here.touch()
+    while not there.exists():  # both at once
+        time.sleep(0.001)
+    for _ in range(times):
+        spend(path, 1000)
+
+
+@pytest.mark.slow
+def test_answers_of_two_processes_are_all_counted(tmp_path: Path) -> None:
+    path = tmp_path / "kept" / "privacy.json"
+    context = get_context("spawn")
+    one, two = tmp_path / "one", tmp_path / "two"
+    others = [context.Process(target=_spend, args=(path, 40, *each)) for each in ((one, two), (two, one))]
+    for each in others:
+        each.start()
+    for each in others:
+        each.join(60)
+        assert each.exitcode == 0
+    assert json.loads(path.read_text()) == {"answers": 80}
+    with pytest.raises(InputError, match=r"80 noised answers have left, and privacy\.answers = 80: no other does"):
+        spend(path, 80)
 
 
 def test_noise_enough_for_nothing_to_be_told_apart() -> None:

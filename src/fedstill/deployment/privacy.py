@@ -23,8 +23,9 @@ import torch
 from pydantic import ConfigDict, Field
 
 from fedstill.bundle import Bundle
+from fedstill.deployment.ledger import alone
 from fedstill.errors import InputError
-from fedstill.files import write_json
+from fedstill.files import private_folder, write_json
 from fedstill.updates import MOST_DELTA, beside, change_of, fits, hidden, moved
 
 __all__ = ["SPENT", "PrivacySettings", "privatised", "spend", "unmoved"]
@@ -95,12 +96,19 @@ def unmoved(sent: Bundle, examples: int) -> Bundle:
 
 
 def spend(path: Path, most: int) -> None:
-    """Count one more noised answer in the file ``path``, before it leaves.
+    """Count one more noised answer in the file ``path``, before it leaves; several processes may do so at once.
 
     Raises:
-        InputError: ``most`` have left already, or the file cannot be read.
+        InputError: ``most`` have left already, the file cannot be read, or its folder lets other users in.
         RunError: it cannot be written.
     """
+    private_folder(path.parent)
+    # a file of its own for the lock: this one is replaced, and who waited for the old one would read what is no longer there
+    with alone(path.with_suffix(".lock")):
+        _spend(path, most)
+
+
+def _spend(path: Path, most: int) -> None:
     try:
         spent = int(json.loads(path.read_text(encoding="utf-8"))["answers"]) if path.exists() else 0
     except (OSError, ValueError, KeyError, TypeError) as error:
