@@ -280,6 +280,30 @@ def test_a_site_may_add_noise_to_what_leaves(tmp_path: Path) -> None:
     assert told == "the site's privacy covers model weights alone, so it does not score"
 
 
+def test_where_there_is_noise_a_training_that_diverged_leaves_like_any_other(tmp_path: Path) -> None:
+    # weights that a server chose: at them the loss is no number
+    sent = inbox()
+    sent = sent.put(model={name: torch.full_like(each, 1e30) for name, each in sent.groups["model"].items()})
+    assert Place(tmp_path).attendant.work(call(), sent) == "training diverged"
+    place = Place(tmp_path, privacy=PrivacySettings(clip=1e30, noise=1.0, answers=1))
+    answer = place.attendant.work(call(), sent)
+    assert isinstance(answer, Bundle)
+    assert answer.numbers == {"examples": 11}  # as of any training: of 12 images one is held back for validation
+    assert all(not torch.equal(answer.groups["model"][name], each) for name, each in sent.groups["model"].items())
+    assert any("training diverged" in note for note in place.notes)
+    told = place.attendant.work(call(), sent)  # it was counted
+    assert told == "the site's work failed; its administrator can see why"
+    assert any("1 noised answers have left" in note for note in place.notes)
+
+
+def test_what_noise_would_not_cover_is_refused_before_any_work(tmp_path: Path) -> None:
+    place = Place(tmp_path, privacy=PrivacySettings(clip=1.0))
+    distilling = experiment({"name": "feddm"})
+    assert place.attendant.ready(call(distilling)).reason == "the site is not ready; its administrator can see why"
+    assert place.attendant.work(call(distilling), inbox(distilling)) == "the run's settings cannot be read"
+    assert any("its clients send synthetic images and labels and no network" in note for note in place.notes)
+
+
 # --- messages -----------------------------------------------------------------------------------------------------------
 
 

@@ -246,6 +246,50 @@ def test_a_mean_of_the_images_is_told_and_public_numbers_are_not():
     assert own[1:] == public
 
 
+LARGE = {"data": {"limit": 400}, "partition": {"clients": 2, "classes": 10}}
+
+
+def experiment_of(delta, **settings):
+    """One whose clients have more than 100 images, each."""
+    return tiny.experiment(
+        tiny.FEDAVG | {"privacy_epsilon": 8.0, "privacy_delta": delta, "privacy_rounds": 2}, **LARGE, **settings
+    )
+
+
+@pytest.mark.parametrize("delta", [0.011, 0.9999])
+def test_a_delta_near_one_is_none(delta):
+    from fedstill.algorithms.updates import UpdateSettings
+    from fedstill.deployment.privacy import PrivacySettings
+    from fedstill.settings import validated
+
+    with pytest.raises(InputError, match=r"algorithm\.privacy_delta = .*: must be at most 0\.01"):
+        experiment_of(delta)
+    for kind, table in ((UpdateSettings, "update"), (PrivacySettings, "privacy")):
+        with pytest.raises(InputError, match=rf"{table}\.delta = .*: must be at most 0\.01"):
+            validated(kind, {"clip": 1.0, "delta": delta}, where=table)
+
+
+def test_a_delta_that_allows_an_image_is_refused_before_the_run():
+    clients = experiment_of(1e-5).build().sites
+    most = max(len(site.train) for site in clients.values())
+    (largest, *_) = [name for name, site in clients.items() if len(site.train) == most]
+    said = rf"algorithm\.privacy_delta = 0\.01 allows one of the {most} training images of '{largest}' to be shown: set it below"
+    with pytest.raises(InputError, match=said):
+        experiment_of(0.01).build()
+    with pytest.raises(InputError, match=said):
+        experiment_of(0.01, update={"clip": 1.0}).build()
+    virtual = {"start": "noise", "privacy_epsilon": 8.0, "privacy_clip": 8.0, "privacy_delta": 0.01}
+    for algorithm in (tiny.FEDAVG, {"name": "fedlgd"}):
+        with pytest.raises(InputError, match=r"virtual\.privacy_delta = 0\.01 allows one of"):
+            tiny.experiment(algorithm, **LARGE, virtual=virtual).build()
+    with pytest.raises(InputError, match=r"algorithm\.privacy_delta = 0\.01 allows one of"):
+        tiny.experiment(
+            {"name": "feddm", "privacy_noise": 1.0, "privacy_clip": 1.0, "privacy_delta": 0.01}, **LARGE
+        ).build()
+    # without a budget a delta is that of nothing
+    tiny.experiment(tiny.FEDAVG | {"privacy_delta": 0.01}, **LARGE).build()
+
+
 # --- runs --------------------------------------------------------------------------------------------------------------
 
 
@@ -264,5 +308,6 @@ def test_a_run_goes_on_to_the_same_bits_and_extended_it_refuses(tmp_path):
     assert tiny.rows(tmp_path / "straight") == tiny.rows(tmp_path / "parts")
     with pytest.raises(RunError, match="no client gave a usable reply in round 3: 'c00': its budget is spent"):
         drive(replace(asked, rounds=3), out=tmp_path / "parts", resume=True)
+    assert tiny.rows(tmp_path / "straight") == tiny.rows(tmp_path / "parts")
     lines = json.loads((tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()[1])["clients"]
     assert all(0 < line["privacy"]["epsilon"] <= 8 for line in lines)

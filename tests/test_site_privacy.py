@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import time
+from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +14,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from fedstill.bundle import Bundle
-from fedstill.deployment.privacy import PrivacySettings, privatised
+from fedstill.deployment.privacy import PrivacySettings, privatised, spend
 from fedstill.errors import InputError
 from fedstill.updates import epsilon
 
@@ -60,12 +64,21 @@ def test_noise_is_never_the_same() -> None:
         (Bundle({"model": {"weight": torch.ones(2)}, "control": {}}), "the answer holds 'control'"),
         (Bundle({"model": {"weight": torch.ones(3)}}), "no such"),
         (Bundle({}, {"examples": 1.0}), "no such"),
-        (Bundle({"model": {"weight": torch.full((2,), math.inf)}}), "not finite"),
     ],
 )
 def test_what_it_does_not_cover_is_refused(reply: Bundle, said: str) -> None:
     with pytest.raises(InputError, match=said):
         privatised(Bundle({"model": {"weight": torch.ones(2)}}), reply, SETTINGS)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_change_that_is_not_finite_counts_as_none(value: float) -> None:
+    sent = Bundle({"model": {"weight": torch.zeros(20_000)}})
+    after = torch.zeros(20_000)
+    after[7] = value
+    made = privatised(sent, Bundle({"model": {"weight": after}}, {"examples": 7}), SETTINGS)
+    assert float(made.groups["model"]["weight"].std()) == pytest.approx(1.0, rel=0.03)
+    assert made.numbers == {"examples": 7}
 
 
 @pytest.mark.parametrize("name", ["norm.running_var", "norm.num_batches_tracked"])
@@ -88,6 +101,30 @@ def test_epsilon_is_that_of_the_gaussian_mechanism(rounds: int, noise: float) ->
     ]
     assert apart == pytest.approx(1e-5, rel=1e-5)
     assert epsilon(rounds + 1, noise, 1e-5) > found
+
+
+def _spend(path: Path, times: int, here: Path, there: Path) -> None:
+    here.touch()
+    while not there.exists():  # both at once
+        time.sleep(0.001)
+    for _ in range(times):
+        spend(path, 1000)
+
+
+@pytest.mark.slow
+def test_answers_of_two_processes_are_all_counted(tmp_path: Path) -> None:
+    path = tmp_path / "kept" / "privacy.json"
+    context = get_context("spawn")
+    one, two = tmp_path / "one", tmp_path / "two"
+    others = [context.Process(target=_spend, args=(path, 40, *each)) for each in ((one, two), (two, one))]
+    for each in others:
+        each.start()
+    for each in others:
+        each.join(60)
+        assert each.exitcode == 0
+    assert json.loads(path.read_text()) == {"answers": 80}
+    with pytest.raises(InputError, match=r"80 noised answers have left, and privacy\.answers = 80: no other does"):
+        spend(path, 80)
 
 
 def test_noise_enough_for_nothing_to_be_told_apart() -> None:

@@ -28,7 +28,7 @@ from fedstill.bundle import Bundle
 from fedstill.contract import CLAUSES, check_algorithm, tiny_sites, tiny_world
 from fedstill.engines.local import LocalEngine
 from fedstill.engines.memory import Memory
-from fedstill.errors import InputError
+from fedstill.errors import Diverged, InputError, RunError
 from fedstill.experiment import Experiment
 from fedstill.folder import METRICS
 from fedstill.rounds import Desk, Reply, rounds
@@ -274,6 +274,42 @@ def test_a_budget_is_spent_and_then_refused():
     assert {failure.reason for failure in done[2].failures} == {
         "its budget is spent: epsilon = 3 was to last update.rounds = 2 of its answers, and another would go beyond it"
     }
+
+
+FEDDM = {"name": "feddm", "match_steps": 2, "ipc": 1, "global_epochs": 1, "real_batch": 4, "augmentation": "none"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "done"),
+    [
+        ({"update": {"clip": 1.0, "epsilon": 3.0, "rounds": 1}}, 1),
+        ({"algorithm": FEDDM | {"privacy_epsilon": 8.0, "privacy_clip": 1.0, "privacy_rounds": 1}}, 1),
+    ],
+    ids=["update", "feddm"],
+)
+def test_a_run_whose_budgets_are_spent_ends_as_finished(tmp_path, settings, done):
+    out = tmp_path / "run"
+    asked = tiny.experiment(**settings, rounds=done)
+    drive(asked, out=out)
+    before = tiny.rows(out)
+    for rounds_asked in (done + 2, done + 1):  # a second time, too
+        with pytest.raises(RunError) as caught:
+            drive(replace(asked, rounds=rounds_asked), out=out, resume=True)
+        said = str(caught.value)
+        assert f"no client gave a usable reply in round {done + 1}: 'c00': its budget is spent" in said
+        assert f"the run ends at round {done} and is kept in {out} as finished" in said
+        assert "fedstill resume" not in said
+        assert json.loads((out / "summary.json").read_text())["finished"] is True
+        assert Experiment.read(out / "experiment.toml").rounds == done
+        assert tiny.rows(out) == before
+    assert drive(Experiment.read(out / "experiment.toml"), out=out, resume=True).rounds == done
+
+
+def test_a_run_that_asks_for_more_than_its_budget_ends_where_that_does(tmp_path):
+    with pytest.raises(RunError, match="the run ends at round 1 and is kept in"):
+        drive(tiny.experiment(update={"clip": 1.0, "epsilon": 3.0, "rounds": 1}, rounds=3), out=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 1
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_an_images_budget_may_be_had_besides():
@@ -534,6 +570,55 @@ def test_an_audit_sees_what_the_server_sees(tmp_path):
     with pytest.raises(InputError, match="the client's message of round 2 tells nothing: its reply holds no change"):
         Exchange(2, inbox, reply.drop(SCALES)).read_by(algorithm)
     assert found["kept"].to_bytes() == found["again"].to_bytes()
+
+
+# --- what noise is not to let through ---------------------------------------------------------------------------------
+
+
+class Telling(FedAvg):
+    """FedAvg of a user's own, whose reply says more of the images."""
+
+    def local(self, inbox, site, memory, desk):
+        reply, kept = super().local(inbox, site, memory, desk)
+        return reply.put({"steps": float(site.train.images.sum()), "virtual": 3}), kept
+
+
+def test_of_a_method_of_the_users_own_the_number_of_images_alone_is_left():
+    for settings in ({}, {"virtual": VirtualSettings(steps=1)}):
+        inner = Telling(world=WORLD, **LOCAL)
+        inner = OnVirtual(inner=inner, world=WORLD, **settings) if settings else inner
+        _, reply, _ = visit(on_updates(inner=inner, clip=1.0, noise=1.0))
+        assert reply.numbers.keys() == {"examples", ANSWERS}
+    _, reply, _ = visit(on_updates(Telling, clip=1.0))
+    assert "steps" in reply.numbers  # nothing is private here
+
+
+def test_training_that_diverged_is_a_noised_answer_like_any_other():
+    def diverging(method=FedAvg, **more):
+        return on_updates(method, options=LOCAL | {"lr": 1e30}, **more)
+
+    inbox, reply, memory = visit(diverging(clip=1e-3, noise=2.0))
+    assert reply.numbers == {"examples": len(tiny_sites()["c00"].train), ANSWERS: 1}
+    entries = sum(each.numel() for each in inbox.groups["model"].values())
+    assert length(inbox.groups["model"], reply.groups["model"]) == pytest.approx(2e-3 * math.sqrt(entries), rel=0.1)
+    _, again, _ = visit(diverging(clip=1e-3, noise=2.0), memory, number=2)
+    assert again.numbers[ANSWERS] == 2
+    assert run(diverging(clip=1e-3, noise=2.0, bits=8), until=1)[0].aggregated
+    for seen in ({"clip": 1e-3}, {"clip": 1e-3, "noise": 2.0, "method": FedNova}):
+        with pytest.raises(Diverged):
+            visit(diverging(**seen))
+
+
+def test_a_change_that_is_not_finite_is_noise_alone():
+    algorithm = on_updates(clip=1e-3, noise=2.0)
+    inbox = algorithm.broadcast(algorithm.init(list(tiny_sites()), DESK), "c00")
+    model = inbox.groups["model"]
+    broken = Bundle({"model": {name: torch.full_like(each, math.nan) for name, each in model.items()}}, {"examples": 4})
+    still = Bundle({"model": model}, {"examples": 4})
+    found, wanted = (algorithm.sent(inbox, each, SEED).groups["model"] for each in (broken, still))
+    assert all(torch.equal(found[name], wanted[name]) for name in model)
+    with pytest.raises(InputError, match="not finite"):
+        on_updates(clip=1e-3).sent(inbox, broken, SEED)
 
 
 # --- real sites -------------------------------------------------------------------------------------------------------

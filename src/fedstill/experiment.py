@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, PlainValidator
 
 from fedstill.algorithms import ALGORITHMS
+from fedstill.algorithms.protection import check_deltas
 from fedstill.algorithms.updates import UpdateSettings
 from fedstill.algorithms.virtual import VIRTUAL, VirtualSettings
 from fedstill.bundle import Bundle
@@ -258,6 +259,7 @@ class Experiment:
         poisoned = self._poisoned(loaded, uses, root.at("poison"))
         held = loaded if poisoned is None else replace(loaded, train=poisoned.train)
         sites = build_sites(uses, held, pooled=self.algorithm.pooled)
+        check_deltas(algorithm, sites)
         cohort = 1.0 if self.algorithm.pooled else self.cohort
         start = self.beginning(algorithm, world, tuple(sites), cohort)
         setting = getattr(algorithm, "needs_validation", None)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fedstill import checkpoint, folder
+from fedstill.algorithms.protection import is_spent
 from fedstill.bundle import Bundle
 from fedstill.engines.memory import Memory
 from fedstill.engines.recording import Recording, set_back
@@ -38,6 +39,10 @@ from fedstill.workplace import Here, Venue, Workplace
 __all__ = ["Finished", "drive"]
 
 MODELS, BEST = "models", "best"
+
+
+class _Spent(RunError):
+    """No client that was asked has any budget left."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ def drive(
     Raises:
         InputError: the experiment cannot be run, a tracker's package is missing, ``out`` holds another run, or, to resume, a
             run of another experiment, or a run is at work there.
-        RunError: no client replied, memory ran out, or the disk refuses a file; what is kept and how to go on is said.
+        RunError: no client replied, memory ran out, or the disk refuses a file; what is kept and how to go on is said. Where all
+            have spent their budgets there is no going on: the run is finished at the round before.
     """
     out = Path(out)
     folder.check(out, resume=resume, overwrite=overwrite)
@@ -131,6 +137,12 @@ def _recorded(record: _Record, there: Workplace, hear: Reporter, *, resume: bool
         ending = "interrupted"
         raise
     except (RunError, MemoryError, RuntimeError) as error:
+        if isinstance(error, _Spent) and done:
+            record.finish_at(done)
+            raise RunError(
+                f"{error}; no budget is left for it, so the run ends at round {done} and is kept in {out} as finished: a longer "
+                "one begins anew, with a budget that lasts as long"
+            ) from error
         why = str(error) if isinstance(error, RunError) else _exhausted(error)
         if why is None:
             raise
@@ -231,14 +243,15 @@ def _usable(record: _Record, worked: Iterator[Round], hear: Reporter) -> Iterato
     """The same rounds, their failures kept; each is evaluated next.
 
     Raises:
-        RunError: no client gave a usable reply.
+        RunError: no client gave a usable reply; :class:`_Spent` where a budget is why, with each of them.
     """
     for each in worked:
         record.log(each.number, each.failures)
         unable = [failure for failure in each.failures if not failure.able]
         if not each.aggregated and {failure.client for failure in unable} >= set(each.cohort):
             failure = unable[0]
-            raise RunError(
+            over = all(is_spent(each.reason) for each in unable)
+            raise (_Spent if over else RunError)(
                 f"no client gave a usable reply in round {each.number}: '{failure.client}': {reason(failure)}"
             )
         hear.progress("evaluate", 0, 0)
@@ -344,6 +357,13 @@ class _Record:
         self._summarise(finished=True)
         write_report([self.out], self.out / REPORT)
         return Finished(self.out, last["round"], selected, last["accuracy"], self.out / REPORT)
+
+    def finish_at(self, done: int) -> Finished:
+        """As :meth:`finish`, of a run that was to have more rounds than ``done`` and can have no other."""
+        self.experiment = replace(self.experiment, rounds=done)
+        set_back(self.out / folder.MESSAGES, done)
+        self._describe()
+        return self.finish()
 
     def _save_models(self, place: Path, state: Bundle, row: Mapping[str, Any]) -> None:
         for name, trained in self.parts.algorithm.models(state).items():

@@ -27,10 +27,25 @@ from torch import Tensor
 from fedstill.bundle import Group
 from fedstill.errors import InputError
 
-__all__ = ["Change", "beside", "change_of", "cut", "epsilon", "fits", "moved", "noise_for", "noised"]
+__all__ = [
+    "MOST_DELTA",
+    "Change",
+    "beside",
+    "change_of",
+    "cut",
+    "epsilon",
+    "fits",
+    "hidden",
+    "moved",
+    "noise_for",
+    "noised",
+]
 
 Change = Mapping[str, Tensor]
 """Δ by tensor, in float64, in which the difference of two float32 numbers of like size is exact."""
+
+MOST_DELTA = 1e-2
+"""Largest δ that is taken: a δ near 1 promises nothing, whatever ε beside it, and ε at it is 0."""
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -72,6 +87,13 @@ def cut(change: Change, clip: float) -> Change:
 def noised(change: Change, deviation: float, draw: Callable[[str, torch.Size], Tensor]) -> Change:
     """Δ with noise of standard deviation z S. ``draw`` gives standard normal numbers for the tensor of that name and shape."""
     return {name: each + deviation * draw(name, each.shape) for name, each in change.items()}
+
+
+def hidden(change: Change, clip: float, noise: float, draw: Callable[[str, torch.Size], Tensor]) -> Change:
+    """Δ'. A Δ that is not finite counts as 0: that it is not may hang on one image, and a refusal would tell it whatever z is."""
+    finite = all(bool(each.isfinite().all()) for each in change.values())
+    short = cut(change, clip) if finite else {name: torch.zeros_like(each) for name, each in change.items()}
+    return noised(short, noise * clip, draw)
 
 
 def moved(before: Group, change: Change) -> Group:

@@ -19,7 +19,7 @@ A round whose training diverged leaves no weights and is not counted; that it di
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Protocol
 
@@ -29,8 +29,9 @@ from fedstill.bundle import Bundle
 from fedstill.errors import InputError, RunError
 from fedstill.models.architecture import Architecture
 from fedstill.privacy import Guarantee, Look, check_network, epsilon_of, noise_for
-from fedstill.rounds import World
+from fedstill.rounds import Site, World
 from fedstill.seeds import Seed
+from fedstill.updates import MOST_DELTA
 
 __all__ = [
     "COVERS",
@@ -40,12 +41,15 @@ __all__ = [
     "PrivacyEpsilon",
     "PrivacyRounds",
     "Protected",
+    "beyond",
     "check_delta",
+    "check_deltas",
     "check_descent",
     "check_gradients",
     "check_rounds",
     "claimed",
     "guarantee",
+    "is_spent",
     "next_round",
     "remark",
     "remarks",
@@ -61,7 +65,9 @@ PrivacyEpsilon = Annotated[
     float | None,
     Field(gt=0, le=1000, description="budget of all rounds of a client together, by DP-SGD; none: not private"),
 ]
-PrivacyDelta = Annotated[float, Field(gt=0, lt=1, description="for which epsilon is told; below 1 / a client's images")]
+PrivacyDelta = Annotated[
+    float, Field(gt=0, le=MOST_DELTA, description="for which epsilon is told; below 1 / a client's images")
+]
 PrivacyClip = Annotated[float, Field(gt=0, description="largest norm of an image's gradient in DP-SGD")]
 PrivacyRounds = Annotated[
     int | None, Field(ge=1, description="rounds of a client that the budget is to last; in a further one it refuses")
@@ -145,6 +151,28 @@ def check_gradients(architecture: Architecture) -> None:
     check_network(architecture.build(Seed(("check",))), shape, key=architecture.key)
 
 
+def check_deltas(method: Any, sites: Mapping[str, Site]) -> None:
+    """That δ is below one image at every client, before a run of it: there, :func:`check_delta` fails that client alone.
+
+    ``method`` may be wrapped in others, and have a ``[virtual]`` table with a budget of its own.
+
+    Raises:
+        InputError: it is not.
+    """
+    largest = max(sites, key=lambda client: len(sites[client].train))
+    images = len(sites[largest].train)
+    while method is not None:
+        for table, holder in (("algorithm", method), ("virtual", getattr(method, "virtual", None))):
+            private = getattr(holder, "privacy_epsilon", None) is not None or getattr(holder, "privacy_noise", 0) > 0
+            delta = getattr(holder, "privacy_delta", None)
+            if private and delta is not None and delta * images >= 1:
+                raise InputError(
+                    f"{table}.privacy_delta = {delta:g} allows one of the {images} training images of '{largest}' to be shown: "
+                    f"set it below 1/{images}"
+                )
+        method = getattr(method, "inner", None)
+
+
 def remark(method: Budgeted, table: str = "algorithm") -> str | None:
     """What a user should know of a budget, which stands in ``table``, before a run begins; None without one."""
     if method.privacy_epsilon is None:
@@ -198,6 +226,21 @@ def check_delta(delta: float, images: int, table: str = "algorithm") -> None:
         )
 
 
+_SPENT = "its budget is spent"
+
+
+def beyond(epsilon: float | None, setting: str, lasting: int | None, unit: str) -> RunError:
+    """Why a client does not work: its budget was to last ``setting`` = ``lasting`` of its ``unit``, and these are over."""
+    return RunError(
+        f"{_SPENT}: epsilon = {epsilon:g} was to last {setting} = {lasting} of its {unit}, and another would go beyond it"
+    )
+
+
+def is_spent(reason: str) -> bool:
+    """Whether a client that gave this reason has no budget left, so that asking again is of no use."""
+    return reason.startswith(_SPENT)
+
+
 def next_round(method: Lasting, look: Look, *, images: int, memory: Bundle) -> Guarantee | None:
     """What a client will have spent after one more round of ``look.steps`` steps; None without a budget.
 
@@ -209,10 +252,7 @@ def next_round(method: Lasting, look: Look, *, images: int, memory: Bundle) -> G
         return None
     lasting, steps = rounds * look.steps, steps_of(memory) + look.steps
     if steps > lasting:
-        raise RunError(
-            f"its budget is spent: epsilon = {epsilon:g} was to last algorithm.privacy_rounds = {rounds} of its rounds, and "
-            "another would go beyond it"
-        )
+        raise beyond(epsilon, "algorithm.privacy_rounds", rounds, "rounds")
     return guarantee(epsilon, method.privacy_delta, look, images=images, steps=steps, lasting=lasting)
 
 

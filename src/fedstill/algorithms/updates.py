@@ -11,7 +11,13 @@ comes last, of what is noised already, and costs no privacy.
 it is added before anything leaves. T answers of a client are (ε, δ)-differentially private with ε = epsilon(T, z, δ); a client
 that was in fewer rounds has spent less. It counts its answers in its memory and says their number. With a budget ε for
 ``rounds`` answers, z is found (:func:`fedstill.updates.noise_for`), and a client that has given as many refuses a further one.
-Of its reply's numbers those are left that say nothing but counts of images; losses are not.
+Of its reply's numbers those are left that say nothing but counts of images; losses are not. Of a method that is not fedstill's
+``examples`` alone is left, for nobody knows what its other numbers say.
+
+A Δ that is not finite, and a training that diverged, count as Δ = 0: noised, sent and counted, or a failure would tell of the
+images whatever z is. Where the server needs more of a reply than a network and ``examples`` (FedNova's steps, FedLGD's own
+weights, a budget's ε, the number of virtual images) none can be made up for a training that diverged, and it stays a failure
+that is seen.
 
 The noise is of the run's seed, so that a run that was killed goes on to the same bits, and who knows that can take it off: it is
 for studies, as :mod:`fedstill.privacy` says of DP-SGD. A real site has a secret of its own for it (``[privacy]``).
@@ -33,12 +39,16 @@ import torch
 from pydantic import ConfigDict, Field
 
 from fedstill import codes
+from fedstill.algorithms import ALGORITHMS
+from fedstill.algorithms.fednova import FedNova
+from fedstill.algorithms.protection import beyond
 from fedstill.algorithms.replies import MOST
+from fedstill.algorithms.virtual import OnVirtual
 from fedstill.bundle import GROUPS, Bundle, Group
-from fedstill.errors import InputError, RunError
+from fedstill.errors import Diverged, InputError
 from fedstill.rounds import Algorithm, Desk, Failure, Outcome, Reply, Site, Trained, needed_replies
 from fedstill.seeds import Seed
-from fedstill.updates import beside, change_of, cut, epsilon, fits, moved, noise_for, noised
+from fedstill.updates import MOST_DELTA, beside, change_of, cut, epsilon, fits, hidden, moved, noise_for
 
 __all__ = ["CODES", "SCALES", "OnUpdates", "UpdateSettings", "uncovered"]
 
@@ -50,8 +60,10 @@ ANSWERS = "answers"
 _GIVEN = "update_answers"
 """In a client's memory: how many noised answers it has given."""
 
-_COUNTS = frozenset(("examples", "steps", "virtual", "epsilon", "delta", "noise"))
-"""Numbers that follow from how many images there are, and from settings."""
+EXAMPLES = "examples"
+_GUARANTEE = frozenset(("epsilon", "delta", "noise"))
+_COUNTS = frozenset((EXAMPLES, "steps", "virtual")) | _GUARANTEE
+"""Numbers of fedstill's methods that follow from how many images there are, and from settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +84,7 @@ class UpdateSettings:
         float | None,
         Field(gt=0, le=1000, description="budget of all answers of a client together, for which the noise is found"),
     ] = None
-    delta: Annotated[float, Field(ge=1e-12, lt=1, description="for which epsilon is told")] = 1e-5
+    delta: Annotated[float, Field(ge=1e-12, le=MOST_DELTA, description="for which epsilon is told")] = 1e-5
     rounds: Annotated[
         int | None, Field(ge=1, description="answers of a client that the budget is to last; it refuses a further one")
     ] = None
@@ -176,15 +188,25 @@ class OnUpdates:
         given = int(memory.numbers.get(_GIVEN, 0)) + 1
         lasts = self.update.rounds
         if lasts is not None and given > lasts:
-            raise RunError(
-                f"its budget is spent: epsilon = {self.update.epsilon:g} was to last update.rounds = {lasts} of its answers, and "
-                "another would go beyond it"
-            )
-        reply, kept = self.inner.local(inbox, site, memory, desk)
+            raise beyond(self.update.epsilon, "update.rounds", lasts, "answers")
+        reply, kept = self._learnt(inbox, site, memory, desk)
         reply = self.sent(inbox, reply, desk.seed.at("update"))
         if not self.update.private:
             return reply, kept
         return reply.put({ANSWERS: given}), kept.put({_GIVEN: given})
+
+    def _learnt(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> tuple[Bundle, Bundle]:
+        """The method's work; of private training that diverged the network as it was sent, where such a reply will do.
+
+        Raises:
+            Diverged: it will not, or nothing is private.
+        """
+        try:
+            return self.inner.local(inbox, site, memory, desk)
+        except Diverged:
+            if not self.update.private or _says_more(self.inner):
+                raise
+            return Bundle({MODEL: inbox.groups[MODEL]}, {EXAMPLES: len(site.train)}), memory
 
     def score(self, inbox: Bundle, site: Site, memory: Bundle, desk: Desk) -> Bundle:
         return self.inner.score(inbox, site, memory, desk)
@@ -231,7 +253,7 @@ class OnUpdates:
         """What a client sends for the method's ``reply``.
 
         Raises:
-            InputError: the reply holds what this does not cover, is no change of what was sent, or is not finite.
+            InputError: the reply holds what this does not cover, is no change of what was sent, or, without noise, is not finite.
         """
         before, after = inbox.groups.get(MODEL, {}), reply.groups.get(MODEL, {})
         if other := sorted(reply.groups.keys() - {MODEL}):
@@ -241,12 +263,14 @@ class OnUpdates:
         kept = beside(after)
         change = change_of(before, after, kept)
         if self.update.clip is not None:
-            change = cut(change, self.update.clip)
             if self.update.private:
-                deviation = self.update.multiplier * self.update.clip
-                change = noised(change, deviation, lambda name, shape: _normal(seed.at("noise", name), shape))
-                numbers = {name: number for name, number in reply.numbers.items() if name in _COUNTS}
+                z = self.update.multiplier
+                change = hidden(change, self.update.clip, z, lambda name, shape: _normal(seed.at("noise", name), shape))
+                counts = _counts(self.inner)
+                numbers = {name: number for name, number in reply.numbers.items() if name in counts}
                 reply = Bundle(reply.groups, numbers)
+            else:
+                change = cut(change, self.update.clip)
         as_is = {name: after[name] for name in kept}
         if self.update.bits is None:
             return reply.put(model={**moved(before, change), **as_is})
@@ -343,6 +367,30 @@ def uncovered(sends: Sequence[str], options: Any) -> str:
         if getattr(options, key, None) == value:
             return f"with algorithm.{key} = '{value}' its clients send {GROUPS['gradient']}, which it does not cover"
     return ""
+
+
+def _counts(method: Algorithm) -> frozenset[str]:
+    """Numbers that a reply keeps."""
+    if isinstance(method, OnVirtual):  # which says itself what its images have cost
+        inner = _counts(method.inner)
+        return inner if method.virtual.privacy_epsilon is None else inner | _GUARANTEE
+    return _COUNTS if _is_ours(method) else frozenset((EXAMPLES,))
+
+
+def _is_ours(method: Algorithm) -> bool:
+    """Whether it is a method of fedstill's, no class of the user's."""
+    place = f"{type(method).__module__}:{type(method).__qualname__}"
+    return any(entry.factory == place for entry in ALGORITHMS.values())
+
+
+def _says_more(method: Any) -> bool:
+    """Whether a server needs more of a reply than a network and the number of training images."""
+    budgets = (method, getattr(method, "virtual", None))
+    return (
+        isinstance(method, FedNova | OnVirtual)
+        or any(getattr(each, "privacy_epsilon", None) is not None for each in budgets)
+        or getattr(method, "weighting", None) == "own"
+    )
 
 
 def _s(count: int) -> str:

@@ -14,16 +14,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from fedstill.algorithms import ALGORITHMS
+from fedstill.algorithms.updates import uncovered
+from fedstill.algorithms.virtual import OnVirtual
 from fedstill.bundle import Bundle
 from fedstill.deployment.checks import clock_problem, load_and_check, place_problems, version_problem
 from fedstill.deployment.federation import Federation, code_named, form, identity, restored
 from fedstill.deployment.ledger import Direction, Entry, now, record
 from fedstill.deployment.messages import Facts, facts
 from fedstill.deployment.policy import SUM_SENDS, against_reply, against_task
-from fedstill.deployment.privacy import SPENT, privatised, spend
+from fedstill.deployment.privacy import SPENT, privatised, spend, unmoved
 from fedstill.deployment.site import SiteSettings, as_site
 from fedstill.deployment.summing import Summing
-from fedstill.engines.client import LOCAL, MASKED, SCORE, SUM, Work, client_desk, done, memory_before
+from fedstill.engines.client import LOCAL, MASKED, SCORE, SUM, Done, Work, client_desk, done, memory_before
 from fedstill.engines.flower.calls import Call, Readiness
 from fedstill.engines.memory import Memory
 from fedstill.errors import Diverged, FedstillError, InputError, RunError, printable
@@ -32,7 +35,7 @@ from fedstill.files import private_folder
 from fedstill.folder import SCRATCH, remove
 from fedstill.generators import PRIORS
 from fedstill.generators.files import prior_hash
-from fedstill.rounds import Algorithm, Desk, Failure, Site
+from fedstill.rounds import Algorithm, Desk, Failure, Reply, Site
 from fedstill.runtime import pick_device, prepared
 from fedstill.seeds import Seed
 
@@ -194,6 +197,13 @@ class SiteAttendant:
                 f"the experiment has update.bits = {experiment.update.bits}, and the site's privacy covers whole model weights "
                 "alone"
             )
+        method = experiment.algorithm
+        known = ALGORITHMS.get(method.name)
+        # before any work: afterwards one that diverged could be told from one whose answer may not leave
+        if self._private and known is not None and (why := uncovered(known.sends, method.options)):
+            raise InputError(
+                f"the site's privacy covers model weights alone, and of '{method.name}' it is known that {why}"
+            )
         return Federation.of(experiment)
 
     def _summed(self, call: Call, inbox: Bundle) -> Bundle | str:
@@ -219,7 +229,7 @@ class SiteAttendant:
                 call.task,
             )
             with prepared(held.threads):
-                outcome = done(held.algorithm, call.task, Work(self.settings.name, held.site, inbox, before, desk))
+                outcome = self._done(held, call.task, Work(self.settings.name, held.site, inbox, before, desk))
             if isinstance(outcome.answer, Failure):
                 return outcome.answer.reason
             answer = outcome.answer.bundle
@@ -231,13 +241,29 @@ class SiteAttendant:
             return answer
         except Diverged as error:
             self.note(str(error))
-            if not self._private:  # whether it did is a bit about the images, which noise does not cover
+            if not self._private:
                 return "training diverged"
         except FedstillError as error:
             self.note(str(error))
         except Exception:
             self.note(traceback.format_exc())
         return "the site's work failed; its administrator can see why"
+
+    def _done(self, held: _Prepared, task: str, work: Work) -> Done:
+        """The task done. Whether training diverged is a bit about the images, whatever the noise, and a server can choose weights
+        at which one of them decides it. So where there is noise such a training has changed nothing: what leaves is that, noised
+        and counted as any other.
+
+        Raises:
+            Diverged: there is no noise, or the answer would have told the number of virtual images, which is not known here.
+        """
+        try:
+            return done(held.algorithm, task, work)
+        except Diverged as error:
+            if not self._private or isinstance(held.algorithm, OnVirtual):
+                raise
+            self.note(str(error))
+            return Done(Reply(work.client, unmoved(work.inbox, len(work.site.train))), None)
 
     def _prepare(self, call: Call) -> _Prepared:
         """The images are read once for a run; another run's take their place.

@@ -28,7 +28,7 @@ from fedstill.errors import RunError, printable
 from fedstill.files import PRIVATE, private_folder
 from fedstill.output import append_line, whole_lines
 
-__all__ = ["LEDGER", "Direction", "Entry", "Ledger", "Total", "now", "record", "totals"]
+__all__ = ["LEDGER", "Direction", "Entry", "Ledger", "Total", "alone", "now", "record", "totals"]
 
 LEDGER = "ledger.jsonl"
 """Its name in the site's folder."""
@@ -153,7 +153,7 @@ def record(path: Path, entry: Entry) -> None:
         RunError: the system refuses; the message must not go on then.
     """
     private_folder(path.parent)
-    with _alone(path) as torn:
+    with alone(path) as torn:
         # what a crash cut short gets an end of its own, or it would take this line with it
         append_line(path, ("\n" if torn else "") + entry.line())
 
@@ -175,8 +175,12 @@ def totals(entries: Iterable[Entry], direction: Direction) -> dict[str, Total]:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Keep other writers out; gives whether the last line was cut short."""
+def alone(path: Path) -> Iterator[bool]:
+    """Keep other writers of ``path`` out; gives whether its last line was cut short.
+
+    Raises:
+        RunError: the system refuses.
+    """
     try:
         # opened here first, so that the file is private from the start
         handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, PRIVATE)

@@ -23,11 +23,12 @@ import torch
 from pydantic import ConfigDict, Field
 
 from fedstill.bundle import Bundle
+from fedstill.deployment.ledger import alone
 from fedstill.errors import InputError
-from fedstill.files import write_json
-from fedstill.updates import beside, change_of, cut, fits, moved, noised
+from fedstill.files import private_folder, write_json
+from fedstill.updates import MOST_DELTA, beside, change_of, fits, hidden, moved
 
-__all__ = ["SPENT", "PrivacySettings", "privatised", "spend"]
+__all__ = ["SPENT", "PrivacySettings", "privatised", "spend", "unmoved"]
 
 SPENT = "privacy.json"
 """In the site's folder: how many noised answers have left."""
@@ -54,11 +55,14 @@ class PrivacySettings:
     answers: Annotated[
         int, Field(ge=1, description="noised answers that may leave in all, of all runs; after so many none does")
     ] = 100
-    delta: Annotated[float, Field(ge=1e-12, lt=1, description="δ for which 'fedstill site check' gives ε")] = 1e-5
+    delta: Annotated[float, Field(ge=1e-12, le=MOST_DELTA, description="δ for which 'fedstill site check' gives ε")] = (
+        1e-5
+    )
 
 
 def privatised(sent: Bundle, reply: Bundle, settings: PrivacySettings) -> Bundle:
-    """``reply`` with its model cut and noised; of its numbers ``examples`` alone is left, and is not covered.
+    """``reply`` with its model cut and noised; of its numbers ``examples`` alone is left, and is not covered. A model that is not
+    finite counts as the one that was sent.
 
     Raises:
         InputError: the reply holds what this does not cover, or is no change of what was sent.
@@ -75,9 +79,10 @@ def privatised(sent: Bundle, reply: Bundle, settings: PrivacySettings) -> Bundle
         )
     # fresh for every answer, so that nobody who knows the run's seed can take it off again
     secret = np.random.default_rng(secrets.randbits(128))
-    change = noised(
-        cut(change_of(before, after), settings.clip),
-        settings.noise * settings.clip,
+    change = hidden(
+        change_of(before, after),
+        settings.clip,
+        settings.noise,
         lambda _, shape: torch.from_numpy(secret.standard_normal(tuple(shape))),
     )
     model = moved(before, change)
@@ -85,13 +90,25 @@ def privatised(sent: Bundle, reply: Bundle, settings: PrivacySettings) -> Bundle
     return Bundle({MODEL: model}, numbers)
 
 
+def unmoved(sent: Bundle, examples: int) -> Bundle:
+    """The answer of a training that changed nothing, which one that diverged counts as."""
+    return Bundle({MODEL: sent.groups.get(MODEL, {})}, {EXAMPLES: examples})
+
+
 def spend(path: Path, most: int) -> None:
-    """Count one more noised answer in the file ``path``, before it leaves.
+    """Count one more noised answer in the file ``path``, before it leaves; several processes may do so at once.
 
     Raises:
-        InputError: ``most`` have left already, or the file cannot be read.
+        InputError: ``most`` have left already, the file cannot be read, or its folder lets other users in.
         RunError: it cannot be written.
     """
+    private_folder(path.parent)
+    # a file of its own for the lock: this one is replaced, and who waited for the old one would read what is no longer there
+    with alone(path.with_suffix(".lock")):
+        _spend(path, most)
+
+
+def _spend(path: Path, most: int) -> None:
     try:
         spent = int(json.loads(path.read_text(encoding="utf-8"))["answers"]) if path.exists() else 0
     except (OSError, ValueError, KeyError, TypeError) as error:

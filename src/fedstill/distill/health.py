@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fedstill.distill.canvas import Canvas, Matcher, distill
 from fedstill.distill.matchers import TrajectoryMatcher
-from fedstill.errors import RunError
+from fedstill.errors import Diverged
 from fedstill.seeds import Seed
 
 __all__ = ["Health", "Measurable", "agreement", "descend", "match"]
@@ -86,7 +86,7 @@ def descend(
         How it went, with losses at both ends on one draw; None where it is not to be measured.
 
     Raises:
-        RunError: the loss is no longer finite.
+        Diverged: the loss is no longer finite.
     """
     # one draw for both ends: else the draws' luck would pass for progress
     probe = seed.at("probe")
@@ -95,7 +95,7 @@ def descend(
     for number in range(steps):
         loss = next(distilling).loss
         if not math.isfinite(loss):
-            raise RunError(
+            raise Diverged(
                 f"matching diverged, its loss is {loss} at step {number + 1}: use a smaller step size of images"
             )
         best = min(best, loss)
