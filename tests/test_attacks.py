@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -374,6 +375,7 @@ def test_tables_of_neighbours(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "nearest neighbours: oneshot after round 1, distilled images of 3 clients, as the server holds them" in out
     assert "100.0 %" in out
+    assert re.search(r"\nnearest: a copy has 0; by chance it is \d\.\d\d to \d\.\d\d in pixels, ", out)
     assert "distilled labels" in out
     assert "not read: clients of 'oneshot' send no update of a network" in out
 

@@ -45,7 +45,7 @@ __all__ = [
 VERSION = 1
 """Of ``audit.json``."""
 
-FORM = 3
+FORM = 4
 """Of the attacks: what an earlier form of them found is made again, from the same shadow federations."""
 
 IDENTITIES = "identities"
