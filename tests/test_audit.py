@@ -23,7 +23,7 @@ from fedstill import folder
 from fedstill.algorithms import ALGORITHMS
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.attacked import exchange_of, pool_of
-from fedstill.audit.federation import Federation, Wanted
+from fedstill.audit.federation import Federation, Wanted, run_federation
 from fedstill.audit.membership import attack_view
 from fedstill.audit.pool import Labelled, build_pool
 from fedstill.audit.queries import queries
@@ -355,6 +355,29 @@ def test_a_client_out_of_the_cohort_is_heard_in_the_last_round_in_which_it_was_i
     again = exchange_of(target, client, 4, Desk(Seed.root(9)), lambda done, total: None)
     assert kept.exchange.number == again.exchange.number == wanted
     assert kept.exchange.up.to_bytes() == again.exchange.up.to_bytes()
+
+
+def test_shadows_ask_the_clients_that_the_run_asked(tmp_path):
+    """Else the last message of a shadow's client is of another round, or there is none."""
+    run = finish(tmp_path / "run", rounds=4, cohort=1)
+    cohorts = [row["cohort"][0] for row in tiny.rows(run)]
+    client = cohorts[0]
+    target = opened(run)
+    wanted = max(number for number, each in enumerate(cohorts, 1) if each == client)
+    for seed in range(4):
+        heard = run_federation(
+            target.federation(),
+            target.parts.sites,
+            start=target.parts.start,
+            desk=Desk(Seed.root(seed).at("shadow")),
+            listened=target.parts.sites,
+            until=4,
+        )
+        assert heard.exchanges.keys() == set(cohorts)
+        assert heard.exchanges[client].number == wanted
+    asked = Membership(shadows=4, views=("surrogate",), client=client)
+    (view,) = audit_run(run, Asked(membership=asked))["membership"]["views"]
+    assert view["shadows"] == 4
 
 
 class Spoilt(LocalEngine):
