@@ -18,6 +18,7 @@ from fedstill import folder
 from fedstill.algorithms import ALGORITHMS
 from fedstill.algorithms.virtual import kept_set
 from fedstill.attacked import exchanges_of, held_out, memory_of
+from fedstill.attacks import inversion as inverting
 from fedstill.attacks.inversion import _step
 from fedstill.attacks.updates import update_seen
 from fedstill.audit.seen import update_of
@@ -180,6 +181,23 @@ def test_virtual_images_under_another_method_are_the_clients(tmp_path):
         audit_run(run, Asked(neighbours=Neighbours()))
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "why"),
+    [
+        (tiny.FEDAVG, {"virtual": {"ipc": 2, "steps": 0}}, "clients train on virtual images"),
+        ({**tiny.FEDAVG, "name": "fedprox", "mu": 0.1}, {}, "terms that hold clients near"),
+        ({**tiny.FEDAVG, "name": "fedprox", "mu": 0.0}, {}, None),
+        ({**tiny.FEDAVG, "name": "scaffold"}, {}, "control variates"),
+    ],
+)
+def test_the_bias_is_not_read_where_something_else_moves_it(algorithm, settings, why, tmp_path):
+    run = finish(tmp_path / "run", algorithm, rounds=1, **settings)
+    found = audit_run(run, Asked(attributes=Attributes()))["attributes"]
+    assert ("bias" in found["readings"]) == (why is None)
+    assert found["missing"].get("bias", "").startswith(why or "")
+    assert "signs" in found["readings"]
+
+
 def test_the_network_of_the_first_round_is_attacked_too(tmp_path):
     run = finish(tmp_path / "run", rounds=2)
     found = audit_run(run, Asked(inversion=Inversion(steps=40, images=2)))["inversion"]
@@ -189,6 +207,16 @@ def test_the_network_of_the_first_round_is_attacked_too(tmp_path):
     assert found["pictures"][0] == "audit/inversion-first.png"
     earlier = audit_run(run, Asked(inversion=Inversion(steps=40, images=2, round=1)))["inversion"]
     assert list(earlier["cases"]) == ["one", "few", "sent"]  # it is the round itself
+
+
+def test_virtual_images_of_one_grey_alone_are_a_case_that_is_missing(tmp_path, monkeypatch):
+    run = finish(tmp_path / "run", rounds=1)
+    own = inverting._Own("real", opened(run).parts.sites["c00"].train, (0.5, 0.5), "the images")
+    monkeypatch.setattr(inverting, "_own", lambda *_: own)
+    found = audit_run(run, Asked(inversion=QUICK, attributes=Attributes()))
+    assert {"one", "few", "sent"} == found["inversion"]["cases"].keys()
+    assert all("between two values" in case["missing"] for case in found["inversion"]["cases"].values())
+    assert "readings" in found["attributes"]
 
 
 def test_virtual_images_of_an_earlier_round_are_sought(tmp_path):
