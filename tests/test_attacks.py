@@ -12,15 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
+import fedstill
 import tiny
 from attacked import Told, finished_run, opened
-from fedstill import folder
+from fedstill import auditing, folder
 from fedstill.algorithms import ALGORITHMS
 from fedstill.algorithms.virtual import kept_set
 from fedstill.attacked import exchanges_of, held_out, memory_of
 from fedstill.attacks import inversion as inverting
 from fedstill.attacks.inversion import _step
 from fedstill.attacks.updates import update_seen
+from fedstill.audit.perceptual import absent
 from fedstill.audit.seen import update_of
 from fedstill.auditing import Asked, Attributes, Inversion, Membership, Neighbours, audit_run
 from fedstill.cli import invoke
@@ -395,6 +397,29 @@ def test_tables(run, capsys):
     for picture in found["inversion"]["pictures"]:
         assert f"picture: {run / picture}" in captured.out
     assert captured.err.endswith(f"\nwritten: {run / folder.AUDIT}; 'fedstill report {run}' shows it\n")
+
+
+@pytest.mark.parametrize("changed", ["version", "lpips", "again"])
+def test_what_was_found_is_found_anew_where_that_may_differ(changed, run, monkeypatch):
+    asked = Asked(inversion=QUICK, attributes=Attributes())
+    told: list[tuple[str, bool]] = []
+
+    class Hears(Told):
+        def ended(self, attack, found, seconds):
+            told.append((attack, seconds is not None))
+
+    hears = Hears(lambda *_: None)
+    audit_run(run, asked, hears=hears)
+    audit_run(run, asked, hears=hears)
+    if changed == "version":
+        monkeypatch.setattr(fedstill, "__version__", "9.9.9")
+    elif changed == "lpips":
+        monkeypatch.setattr(auditing, "absent", lambda: "there" if absent() is None else None)
+    audit_run(run, asked, again=changed == "again", hears=hears)
+    before, between, after = (dict(told[each : each + 2]) for each in (0, 2, 4))
+    assert before == {"attributes": True, "inversion": True}
+    assert between == {"attributes": False, "inversion": False}
+    assert after == {"attributes": changed != "lpips", "inversion": True}
 
 
 def test_tables_of_neighbours(tmp_path, capsys):
