@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from fedstill.audit.shadows import Job, Plan, run_shadows
 from fedstill.auditing import Asked, Membership, audit_run
 from fedstill.bundle import Bundle
 from fedstill.cli import invoke
+from fedstill.cli.leaks import say_attack
 from fedstill.contract import tiny_world
 from fedstill.data.shard import Shard
 from fedstill.engines.local import LocalEngine
@@ -416,6 +418,16 @@ def test_tables(run, audited, capsys):
     assert "not attacked: 'fedavg' distils no images" in captured.out
     assert "surrogate: what c00 sent in round 2, kept" in captured.out
     assert captured.err.endswith(f"\nwritten: {run / folder.AUDIT}; 'fedstill report {run}' shows it\n")
+
+
+def test_a_view_that_some_shadows_lack_says_so(audited, capsys):
+    found = copy.deepcopy(audited[0]["membership"])
+    found["views"][1]["shadows"] = 2
+    say_attack(Path("run"), "membership", found)
+    assert (
+        "\nsurrogate:c00: by 2 of the shadow federations; in the others there is none of that round\n"
+        in capsys.readouterr().out
+    )
 
 
 def test_json_and_quiet(run, audited, capsys):

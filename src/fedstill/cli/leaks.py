@@ -163,6 +163,11 @@ def _say_membership(found: Mapping[str, Any]) -> None:
     typer.echo("")
     for why in found["missing"].values():
         typer.echo(f"not attacked: {why}")
+    for view in found["views"]:
+        if view["shadows"] < found["shadows"]:
+            typer.echo(
+                f"{view['view']}: by {view['shadows']} of the shadow federations; in the others there is none of that round"
+            )
     if (heard := found["surrogate"]) is not None:
         typer.echo(
             f"surrogate: what {heard['client']} sent in round {heard['round']}, {heard['source']}"
