@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -11,14 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
+import fedstill
 import tiny
 from attacked import Told, finished_run, opened
-from fedstill import folder
+from fedstill import auditing, folder
 from fedstill.algorithms import ALGORITHMS
 from fedstill.algorithms.virtual import kept_set
 from fedstill.attacked import exchanges_of, held_out, memory_of
+from fedstill.attacks import inversion as inverting
 from fedstill.attacks.inversion import _step
 from fedstill.attacks.updates import update_seen
+from fedstill.audit.perceptual import absent
 from fedstill.audit.seen import update_of
 from fedstill.auditing import Asked, Attributes, Inversion, Membership, Neighbours, audit_run
 from fedstill.cli import invoke
@@ -179,6 +183,23 @@ def test_virtual_images_under_another_method_are_the_clients(tmp_path):
         audit_run(run, Asked(neighbours=Neighbours()))
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "why"),
+    [
+        (tiny.FEDAVG, {"virtual": {"ipc": 2, "steps": 0}}, "clients train on virtual images"),
+        ({**tiny.FEDAVG, "name": "fedprox", "mu": 0.1}, {}, "terms that hold clients near"),
+        ({**tiny.FEDAVG, "name": "fedprox", "mu": 0.0}, {}, None),
+        ({**tiny.FEDAVG, "name": "scaffold"}, {}, "control variates"),
+    ],
+)
+def test_the_bias_is_not_read_where_something_else_moves_it(algorithm, settings, why, tmp_path):
+    run = finish(tmp_path / "run", algorithm, rounds=1, **settings)
+    found = audit_run(run, Asked(attributes=Attributes()))["attributes"]
+    assert ("bias" in found["readings"]) == (why is None)
+    assert found["missing"].get("bias", "").startswith(why or "")
+    assert "signs" in found["readings"]
+
+
 def test_the_network_of_the_first_round_is_attacked_too(tmp_path):
     run = finish(tmp_path / "run", rounds=2)
     found = audit_run(run, Asked(inversion=Inversion(steps=40, images=2)))["inversion"]
@@ -188,6 +209,16 @@ def test_the_network_of_the_first_round_is_attacked_too(tmp_path):
     assert found["pictures"][0] == "audit/inversion-first.png"
     earlier = audit_run(run, Asked(inversion=Inversion(steps=40, images=2, round=1)))["inversion"]
     assert list(earlier["cases"]) == ["one", "few", "sent"]  # it is the round itself
+
+
+def test_virtual_images_of_one_grey_alone_are_a_case_that_is_missing(tmp_path, monkeypatch):
+    run = finish(tmp_path / "run", rounds=1)
+    own = inverting._Own("real", opened(run).parts.sites["c00"].train, (0.5, 0.5), "the images")
+    monkeypatch.setattr(inverting, "_own", lambda *_: own)
+    found = audit_run(run, Asked(inversion=QUICK, attributes=Attributes()))
+    assert {"one", "few", "sent"} == found["inversion"]["cases"].keys()
+    assert all("between two values" in case["missing"] for case in found["inversion"]["cases"].values())
+    assert "readings" in found["attributes"]
 
 
 def test_virtual_images_of_an_earlier_round_are_sought(tmp_path):
@@ -368,12 +399,36 @@ def test_tables(run, capsys):
     assert captured.err.endswith(f"\nwritten: {run / folder.AUDIT}; 'fedstill report {run}' shows it\n")
 
 
+@pytest.mark.parametrize("changed", ["version", "lpips", "again"])
+def test_what_was_found_is_found_anew_where_that_may_differ(changed, run, monkeypatch):
+    asked = Asked(inversion=QUICK, attributes=Attributes())
+    told: list[tuple[str, bool]] = []
+
+    class Hears(Told):
+        def ended(self, attack, found, seconds):
+            told.append((attack, seconds is not None))
+
+    hears = Hears(lambda *_: None)
+    audit_run(run, asked, hears=hears)
+    audit_run(run, asked, hears=hears)
+    if changed == "version":
+        monkeypatch.setattr(fedstill, "__version__", "9.9.9")
+    elif changed == "lpips":
+        monkeypatch.setattr(auditing, "absent", lambda: "there" if absent() is None else None)
+    audit_run(run, asked, again=changed == "again", hears=hears)
+    before, between, after = (dict(told[each : each + 2]) for each in (0, 2, 4))
+    assert before == {"attributes": True, "inversion": True}
+    assert between == {"attributes": False, "inversion": False}
+    assert after == {"attributes": changed != "lpips", "inversion": True}
+
+
 def test_tables_of_neighbours(tmp_path, capsys):
     run = finish(tmp_path / "run", {**tiny.ONESHOT, "distill_steps": 0})
     assert invoke(["audit", str(run), "--neighbours", "--attributes"]) == 0
     out = capsys.readouterr().out
     assert "nearest neighbours: oneshot after round 1, distilled images of 3 clients, as the server holds them" in out
     assert "100.0 %" in out
+    assert re.search(r"\nnearest: a copy has 0; by chance it is \d\.\d\d to \d\.\d\d in pixels, ", out)
     assert "distilled labels" in out
     assert "not read: clients of 'oneshot' send no update of a network" in out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from fedstill import folder
 from fedstill.algorithms import ALGORITHMS
 from fedstill.algorithms.averaging import FedAvg
 from fedstill.attacked import exchange_of, pool_of
-from fedstill.audit.federation import Federation, Wanted
+from fedstill.audit.federation import Federation, Wanted, run_federation
 from fedstill.audit.membership import attack_view
 from fedstill.audit.pool import Labelled, build_pool
 from fedstill.audit.queries import queries
@@ -31,6 +32,7 @@ from fedstill.audit.shadows import Job, Plan, run_shadows
 from fedstill.auditing import Asked, Membership, audit_run
 from fedstill.bundle import Bundle
 from fedstill.cli import invoke
+from fedstill.cli.leaks import say_attack
 from fedstill.contract import tiny_world
 from fedstill.data.shard import Shard
 from fedstill.engines.local import LocalEngine
@@ -357,6 +359,29 @@ def test_a_client_out_of_the_cohort_is_heard_in_the_last_round_in_which_it_was_i
     assert kept.exchange.up.to_bytes() == again.exchange.up.to_bytes()
 
 
+def test_shadows_ask_the_clients_that_the_run_asked(tmp_path):
+    """Else the last message of a shadow's client is of another round, or there is none."""
+    run = finish(tmp_path / "run", rounds=4, cohort=1)
+    cohorts = [row["cohort"][0] for row in tiny.rows(run)]
+    client = cohorts[0]
+    target = opened(run)
+    wanted = max(number for number, each in enumerate(cohorts, 1) if each == client)
+    for seed in range(4):
+        heard = run_federation(
+            target.federation(),
+            target.parts.sites,
+            start=target.parts.start,
+            desk=Desk(Seed.root(seed).at("shadow")),
+            listened=target.parts.sites,
+            until=4,
+        )
+        assert heard.exchanges.keys() == set(cohorts)
+        assert heard.exchanges[client].number == wanted
+    asked = Membership(shadows=4, views=("surrogate",), client=client)
+    (view,) = audit_run(run, Asked(membership=asked))["membership"]["views"]
+    assert view["shadows"] == 4
+
+
 class Spoilt(LocalEngine):
     """Whose clients answer with a number that is none."""
 
@@ -393,6 +418,16 @@ def test_tables(run, audited, capsys):
     assert "not attacked: 'fedavg' distils no images" in captured.out
     assert "surrogate: what c00 sent in round 2, kept" in captured.out
     assert captured.err.endswith(f"\nwritten: {run / folder.AUDIT}; 'fedstill report {run}' shows it\n")
+
+
+def test_a_view_that_some_shadows_lack_says_so(audited, capsys):
+    found = copy.deepcopy(audited[0]["membership"])
+    found["views"][1]["shadows"] = 2
+    say_attack(Path("run"), "membership", found)
+    assert (
+        "\nsurrogate:c00: by 2 of the shadow federations; in the others there is none of that round\n"
+        in capsys.readouterr().out
+    )
 
 
 def test_json_and_quiet(run, audited, capsys):

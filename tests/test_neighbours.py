@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedstill.audit import neighbours as audit
+from fedstill.audit.dealing import weights
 from fedstill.audit.neighbours import Owned, neighbours, pair_images
 from fedstill.audit.resampling import mean_interval
 from fedstill.data.shard import Normalisation, Shard
@@ -76,13 +76,57 @@ def test_independent_images_pass_as_often_as_chance_has_it():
     assert 0.38 < np.mean(values) < 0.62
 
 
+@pytest.mark.parametrize("clients", [1, 10])
+@pytest.mark.parametrize("own", [0, 6])
+def test_chance_is_calibrated_where_clients_share_held_out_images(clients, own):
+    """Distilled images near the class's centre owe nothing to anybody: 5 % of gaps lie outside the middle 95 %."""
+    draw = ROOT.at("calibration", clients, own).numpy()
+    vectors = Space("vectors", lambda s: s.images.flatten(1).numpy())
+
+    def normal(n, scale=1.0):
+        images = torch.from_numpy(draw.normal(scale=scale, size=(n, 1, 2, 2)).astype(np.float32))
+        return Shard(images, torch.zeros(n, dtype=torch.long), ("a", "b"), Normalisation((0.5,), (0.25,)))
+
+    trials, outside, found = 150, {"gap": 0, "nearest": 0}, []
+    for number in range(trials):
+        each = {f"c{i}": Owned(normal(4, 0.2), normal(16), normal(own), "all") for i in range(clients)}
+        told = neighbours(each, [vectors], shared={"all": normal(16)}, desk=Desk(ROOT.at(number)), deals=99)["vectors"]
+        near = told["nearest"]
+        outside["gap"] += not told["chance"][0] <= told["gap"] <= told["chance"][1]
+        outside["nearest"] += not near["chance"][0] <= near["ratio"] <= near["chance"][1]
+        found.append(told["p"])
+    # a little above 5 %, as 99 deals tell the ends roughly: 150 · 0.06 = 9 ± 2.9
+    assert all(count <= 20 for count in outside.values())
+    # deals that come to the same count as large: with few images the mean of p lies above 0.5
+    assert 0.4 < np.mean(found) < 0.65
+
+
+def test_the_nearest_pair_stands_beside_what_it_is_by_chance():
+    clean, real, held = shard("made", 6), shard("real", 20), shard("held", 400)
+    near = neighbours({"c": Owned(clean, real, held)}, PIXELS, desk=DESK, deals=200)["pixels"]["nearest"]
+    assert near["chance"][0] < near["ratio"] < near["chance"][1] < 1.5
+    leaky = replace(copied(real, [7]), labels=torch.tensor([1]))
+    near = neighbours({"c": Owned(leaky, real, held)}, PIXELS, desk=DESK, deals=200)["pixels"]["nearest"]
+    assert near["ratio"] < 0.2 < 0.5 < near["chance"][1]
+
+
+def test_shared_images_are_held_out_for_all_who_share_them():
+    """One client alone has the same distances whether its held-out images are its own or shared."""
+    real, held = shard("real", 30), shard("held", 20)
+    own = neighbours({"c": Owned(shard("s", 4), real, held)}, PIXELS, desk=DESK, deals=5)["pixels"]
+    both = Owned(shard("s", 4), real, held.take(range(8)), "all")
+    told = neighbours({"c": both}, PIXELS, shared={"all": held.take(range(8, 20))}, desk=DESK, deals=5)["pixels"]
+    assert told["gap"] == pytest.approx(own["gap"])
+    assert [each["size"] for each in told["cells"]] == [each["size"] for each in own["cells"]] == [10, 10]
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(0, 10), min_size=2, max_size=7), st.integers(2, 7))
 def test_the_expected_least_distance_is_that_of_all_draws(distances, size):
     size = min(size, len(distances))
     rising = sorted(distances)
     every = np.mean([min(draw) for draw in combinations(rising, size)])
-    assert audit._weights(len(rising), size) @ np.array(rising) == pytest.approx(every)
+    assert weights(len(rising), size) @ np.array(rising) == pytest.approx(every)
 
 
 def test_equal_numbers_on_both_sides():

@@ -241,6 +241,7 @@ def test_several_runs_stand_in_one_table_with_the_reason_for_each_dash(tmp_path:
                 "p": 0.5,
                 "closer": 0.5,
                 "worst": [{"ratio": 1.1}],
+                "nearest": {"ratio": 1.1, "chance": [0.61, 0.84]},
             }
         },
         "citation": "Platzer et al.",
@@ -260,6 +261,7 @@ def test_several_runs_stand_in_one_table_with_the_reason_for_each_dash(tmp_path:
     assert (a[0], a[2], a[4], a[5], a[6], a[7]) == ("LiRA online", "0.730 (0.365 to 0.912)", "0.900", "–", "–", "none")
     assert (b[0], b[2], b[6]) == ("–", "–", "0.020")
     assert c[2:7] == ["–"] * 5
+    assert "0.61 to 0.84" in render(page(tmp_path / "b"))
     said = texts(made)
     assert "neighbours: 'fedavg' distils no images." in said
     assert "membership: not made." in said

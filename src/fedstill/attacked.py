@@ -77,6 +77,7 @@ class Target:
             cohort=self.parts.cohort,
             quorum=self.experiment.quorum,
             farthest=self.experiment.farthest,
+            cohorts=Seed.root(self.experiment.seed).at("run"),
         )
 
     def client(self, name: str | None) -> str:

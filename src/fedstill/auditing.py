@@ -16,11 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import fedstill
 from fedstill.attacked import Nothing, Target, forget_again, open_target
 from fedstill.attacks.attributes import Attributes, attributes
 from fedstill.attacks.inversion import Inversion, inversion
 from fedstill.attacks.membership import Membership, membership
 from fedstill.attacks.neighbours import Neighbours, neighbours
+from fedstill.audit.perceptual import absent
 from fedstill.errors import InputError
 from fedstill.experiment import Experiment
 from fedstill.files import write_json
@@ -45,7 +47,7 @@ __all__ = [
 VERSION = 1
 """Of ``audit.json``."""
 
-FORM = 3
+FORM = 4
 """Of the attacks: what an earlier form of them found is made again, from the same shadow federations."""
 
 IDENTITIES = "identities"
@@ -126,19 +128,21 @@ def audit_run(
     *,
     workers: int | None = None,
     device: str = "auto",
+    again: bool = False,
     hears: Hearing | None = None,
 ) -> dict[str, Any]:
     """Attack, and write the run's ``audit.json``: what was measured before and is not asked for now stays in it.
 
     The file is written after each attack, and what takes long is kept in the run's folder ``audit`` as it is done: an audit
     that was interrupted goes on there. An attack whose result stands in the file already, from the same run with the same
-    settings, is not made again.
+    settings and version of fedstill, is not made again.
 
     Args:
         run: its folder; nothing of the run is changed.
         asked: which attacks.
         workers: processes; None: as many as the run has.
         device: where to compute.
+        again: make attacks anew whose results stand in the file; shadow federations that are kept are taken.
         hears: how it goes.
 
     Returns:
@@ -181,7 +185,9 @@ def audit_run(
         made = {}
         for name, attack in attacks.items():
             settings = asdict(getattr(asked, name))
-            made[name] = _made(target, name, attack, settings, desk.at(name), hears, alone=len(attacks) == 1)
+            made[name] = _made(
+                target, name, attack, settings, desk.at(name), hears, alone=len(attacks) == 1, anew=again
+            )
         forget_again(run)  # after all: what is interrupted finds its rounds again there
         return made
 
@@ -205,11 +211,12 @@ def _made(
     hears: Hearing,
     *,
     alone: bool,
+    anew: bool,
 ) -> dict[str, Any]:
     """What ``attack`` finds, now or in an earlier audit; it is in the file then."""
     path, identity = target.run / AUDIT, _identity(target, name, settings)
     measured = read_measured(path, VERSION)  # read again: another audit may have ended before this one began
-    before = measured.get(name)
+    before = None if anew else measured.get(name)
     if before is not None and measured.get(IDENTITIES, {}).get(name) == identity and _pictures(target.run, before):
         hears.ended(name, before, None)
         return dict(before)
@@ -228,8 +235,11 @@ def _made(
 
 
 def _identity(target: Target, name: str, settings: Mapping[str, Any]) -> str:
+    """Of what an attack finds: another fedstill finds anew, and so does one that can measure LPIPS now and could not then."""
     plain = {
         "form": FORM,
+        "fedstill": fedstill.__version__,
+        "lpips": absent() is None if name == "inversion" else None,
         "run": dict(target.parts.identity),
         "rounds": target.rounds,
         "attack": name,

@@ -244,6 +244,7 @@ def rounds(
     cohort: float | int = 1.0,
     quorum: int = 1,
     farthest: float = FARTHEST,
+    cohorts: Seed | None = None,
     start: int = 0,
     state: Bundle | None = None,
 ) -> Iterator[Round]:
@@ -258,6 +259,7 @@ def rounds(
         quorum: fewer usable replies than this leave the state as it was (``aggregated=False``); clients that ``aggregate``
             had to leave out are not counted.
         farthest: a reply that lies farther from what its client was sent, in norms of that, is refused: :mod:`fedstill.border`.
+        cohorts: who is asked in a round is drawn from it; None: from the desk's own seed.
         start: number of the last round already done; with ``state``, to resume.
         state: the server's state after round ``start``; None starts anew.
 
@@ -274,7 +276,7 @@ def rounds(
         if task is None:
             return
         state = state.put({"round": number})
-        chosen = sample(clients, size, desk.seed.at("cohort", number))
+        chosen = sample(clients, size, (cohorts or desk.seed).at("cohort", number))
         began = time.perf_counter()
         outbox = Outbox(partial(algorithm.broadcast, state), chosen)
         judge = partial(_judged, algorithm, state, task, farthest)

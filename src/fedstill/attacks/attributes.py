@@ -22,6 +22,14 @@ from fedstill.train import Recipe
 
 __all__ = ["Attributes", "attributes"]
 
+_MOVED = {
+    "fedprox": ("terms that hold clients near what they received", "mu"),
+    "scaffold": ("control variates", ""),
+    "vhl": ("virtual images of the method's own", "virtual_weight"),
+}
+"""By method, what else moves the last layer's bias, and the option that is 0 where it does not. The terms of MOON and FedProto
+are of features before that layer, and leave its bias alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attributes:
@@ -124,11 +132,17 @@ def _read_update(
 
 def _recipe(target: Target) -> Recipe | str:
     """How clients train, or why the bias cannot be solved for the labels."""
-    if target.experiment.algorithm.makes_virtual:
+    experiment = target.experiment
+    if experiment.algorithm.makes_virtual or (experiment.virtual is not None and experiment.virtual.use):
         return "clients train on virtual images, whose number and whose other loss the message does not tell"
     if not len(target.parts.data.test):
         return "there are no common test images, which stand for the attacker's own"
-    fields = training_fields(target.run, target.experiment)
+    fields = training_fields(target.run, experiment)
+    moved, weight = _MOVED.get(experiment.algorithm.name, ("", ""))
+    if moved and fields.get(weight) != 0:
+        return f"{moved} move the last layer's bias beside the classification loss"
+    if fields.get("privacy_epsilon") is not None:
+        return "clients cut each image's gradient and add noise, so the bias does not move by their mean"
     names = ("epochs", "lr", "batch", "momentum", "decay")
     if absent := [name for name in names if name not in fields]:
         return f"the method has no setting '{absent[0]}', so the local steps are not known"

@@ -105,7 +105,6 @@ def inversion(asked: Inversion, target: Target, desk: Desk) -> dict[str, Any]:
         raise Nothing(f"'{client}' sent nothing up to round {number}")
     sent = update_seen(heard.exchange, target)
     own = _own(target, client, heard.exchange, desk)
-    attack = Inverting(steps=asked.steps, restarts=asked.restarts, pixels=own.pixels)
     cases: dict[str, Any] = {}
     privacy = _privacy(target, heard.exchange)
     first = _first(target, client) if heard.exchange.number > 1 else None
@@ -114,6 +113,8 @@ def inversion(asked: Inversion, target: Target, desk: Desk) -> dict[str, Any]:
         desk.progress("updates", len(cases), len(made_of))
         try:
             made = case()
+            # here, as images of one grey alone leave no range to seek in
+            attack = Inverting(steps=asked.steps, restarts=asked.restarts, pixels=own.pixels)
             found = invert(made.what, made.labels, made.behind.normalisation, attack=attack, desk=desk.at(name))
         # the latter two are torch's, of a user's own network
         except (InputError, Diverged, RuntimeError, ValueError) as error:

@@ -19,6 +19,7 @@ from fedstill.audit.membership import ATTACKS, attack_view
 from fedstill.audit.pool import Pool
 from fedstill.audit.queries import MOST
 from fedstill.audit.shadows import Job, Plan, Shadow, confidences, kept, run_shadows
+from fedstill.cohorts import cohort_size
 from fedstill.errors import InputError, unknown
 from fedstill.evaluate.fresh import rates_of, recipe_json, recipe_of
 from fedstill.folder import AUDITED
@@ -190,8 +191,14 @@ def _identity(target: Target, pool: Pool, wanted: Wanted, queries: int) -> str:
         "round": None if wanted.client is None else wanted.round,
         "recipe": None if wanted.recipe is None else asdict(wanted.recipe),
         **({} if queries == 1 else {"queries": queries}),
+        **({} if _all_asked(target) else {"cohorts": "the run's"}),
     }
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _all_asked(target: Target) -> bool:
+    clients = tuple(target.parts.sites)
+    return cohort_size(target.parts.cohort, clients, target.experiment.quorum) == len(clients)
 
 
 def _claim(target: Target, view: View, heard: int) -> Claim | None:

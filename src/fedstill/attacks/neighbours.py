@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedstill.algorithms.union import shard_of
-from fedstill.attacked import Nothing, Target, held_out
+from fedstill.attacked import Nothing, Target
 from fedstill.audit.neighbours import ASSUMPTIONS, CITATION, Owned, pair_images
 from fedstill.audit.neighbours import neighbours as compare
 from fedstill.data.shard import Shard
@@ -19,6 +19,8 @@ from fedstill.output import save_pairs
 from fedstill.rounds import Desk
 
 __all__ = ["Neighbours", "neighbours", "server_sets"]
+
+_COMMON = "common"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +51,16 @@ def neighbours(asked: Neighbours, target: Target, desk: Desk) -> dict[str, Any]:
         RunError: the disk refuses a picture.
     """
     distilled, source = _distilled(target)
-    sites, like = target.parts.sites, target.parts.data.train
-    owned = {client: Owned(each, sites[client].train, held_out(target, client)) for client, each in distilled.items()}
+    like = target.parts.data.train
+    owned = {client: _owned(target, client, each) for client, each in distilled.items()}
     spaces = {
         "pixels": pixel_space(),
         "random": random_space(channels=like.channels, size=like.size, device=desk.device),
     }
     try:
-        found = compare(owned, list(spaces.values()), desk=desk, worst=asked.worst)
+        found = compare(
+            owned, list(spaces.values()), shared={_COMMON: target.parts.data.test}, desk=desk, worst=asked.worst
+        )
     except InputError as error:
         raise Nothing(str(error)) from error
     pictures = []
@@ -80,6 +84,13 @@ def server_sets(target: Target) -> dict[str, Shard]:
     """Clients' distilled images as the server's last state holds them; a set that is of no single client is left out."""
     sets = target.state.members("synthetic")
     return {client: shard_of(sets[client], target.parts.world) for client in target.parts.sites if client in sets}
+
+
+def _owned(target: Target, client: str, distilled: Shard) -> Owned:
+    """A client's images. Held-out are those that :func:`fedstill.attacked.held_out` has: the common ones are shared."""
+    site = target.parts.sites[client]
+    alone = len(site.test) and target.experiment.partition.kind == "domain"
+    return Owned(distilled, site.train, site.test, None if alone else _COMMON)
 
 
 def _distilled(target: Target) -> tuple[Mapping[str, Shard], str]:

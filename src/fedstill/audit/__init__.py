@@ -14,6 +14,7 @@ Images and counts:
     seen.py        what an attacker has of an update
     likeness.py    PSNR and SSIM of images that an attack found and the true ones, beside what other images score
     perceptual.py  LPIPS, where its package and weights are at hand
+    dealing.py     these images dealt anew, for all clients at once: what comes by chance
     neighbours.py  distilled images: are they nearer to what they were made of than to other images of the class?
     attributes.py  how many images of which class a client holds, from its update, its distilled set, its messages
     resampling.py  intervals of a mean, by resampling

@@ -71,7 +71,8 @@ CITATIONS = {
 ASSUMPTIONS = {
     "signs": "The attacker knows what was sent and received and how many images the client has, and the features before "
     "the last layer are not negative.",
-    "bias": "The attacker knows what was sent and received, how the client trains and how many images it has, and it has "
+    "bias": "The attacker knows what was sent and received, how the client trains and how many images it has; nothing but "
+    "cross-entropy on these images moves the last layer's bias; and the attacker has "
     "labelled images of its own, which the network predicts on average as it does the client's of the same class.",
     "hard": "The attacker has the client's distilled set and takes its classes to be as frequent as the client's.",
     "soft": "The attacker has the client's distilled set and takes its soft labels to sum up as the client's classes do.",

@@ -47,7 +47,8 @@ class Federation:
         algorithm: the method.
         world: network, classes, normalisation.
         rounds: number of the last one.
-        cohort, quorum, farthest: as :func:`fedstill.rounds.rounds` takes them.
+        cohort, quorum, farthest, cohorts: as :func:`fedstill.rounds.rounds` takes them. With the run's ``cohorts`` another
+            federation asks the same clients in each round as the run did, which its server knows.
     """
 
     algorithm: Algorithm
@@ -56,6 +57,7 @@ class Federation:
     cohort: float | int
     quorum: int
     farthest: float
+    cohorts: Seed | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ def run_federation(
         cohort=federation.cohort,
         quorum=federation.quorum,
         farthest=federation.farthest,
+        cohorts=federation.cohorts,
         state=start,
     ):
         unable = [failure for failure in each.failures if not failure.able]

@@ -89,7 +89,10 @@ class Inverting:
         if min(self.steps, self.restarts) < 1 or self.lr <= 0 or self.variation < 0:
             raise InputError("inversion: steps and restarts are at least 1, lr is above 0 and variation not below")
         if not self.pixels[0] < self.pixels[1]:
-            raise InputError("inversion: pixels are sought between two values, of which the first is the lower")
+            raise InputError(
+                f"inversion: pixels are sought between two values, of which the first is the lower; these are "
+                f"{self.pixels[0]} and {self.pixels[1]}"
+            )
         local = self.local
         if local is not None and (local.optimiser != "sgd" or local.augmentation.text != "none"):
             raise InputError(

@@ -11,10 +11,15 @@ order the i-th is the least of a draw with probability C(m − i, n − 1) / C(m
 nothing to M rather than H have gaps about zero.
 
 *About*: all distilled images of a class are compared with one M and one H, so how far the mean gap strays by chance is
-not told by how gaps differ among them. It is told by dealing the images of M ∪ H anew into sides of the same sizes, at
-random: ``chance`` is the middle 95 % of the mean gaps so found, and p = (1 + deals with as large a gap) / (1 + deals).
-That test is exact where members and held-out images come from one distribution, and that is what it assumes.
-``interval`` is the bootstrap's, over the distilled images: how well the mean gap is known for this M and this H.
+not told by how gaps differ among them. It is told by dealing the images anew, at random, into sides of the same sizes
+(:mod:`fedstill.audit.dealing`), those of all clients that share held-out images at once: ``chance`` is the middle 95 % of
+the mean gaps so found, and p = (1 + deals with as large a gap) / (1 + deals). That test is exact where members and
+held-out images come from one distribution, and that is what it assumes. ``interval`` is the bootstrap's, over the distilled
+images: how well the mean gap is known for this M and this H.
+
+The *nearest* pair of all has a small distance by chance, too, the smaller the more pairs there are: so beside the least ratio of
+a distance to d_H stands the middle 95 % of what it is in the same deals. A copy has 0; within that range, and far from 0, the
+nearest pair shows nothing.
 
 The idea of such a comparison is that of distances to closest records, training against hold-out (Platzer & Reutterer,
 "Holdout-based empirical assessment of mixed-type synthetic data", Frontiers in Big Data 2021); the expectation and the
@@ -26,17 +31,18 @@ see it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.special import gammaln
 from torch import Tensor
 
+from fedstill.audit.dealing import Dealt, Seat, dealt, ratio
 from fedstill.audit.likeness import pixels_of
 from fedstill.audit.resampling import mean_interval, middle
 from fedstill.data.shard import Shard, hard_labels
@@ -51,14 +57,13 @@ CITATION = (
 )
 ASSUMPTIONS = (
     "Held-out images are drawn from the same distribution as the client's training images of the class and had no part in "
-    "the run; nothing is assumed of how images were distilled."
+    "the run, and so are those of all clients that share held-out images; nothing is assumed of how images were distilled."
 )
 
 DEALS = 1000
 FEWEST = 2
 """Members and held-out images of a class, below which there is nothing to deal."""
 WORST = 12
-_DEALT = 2**22  # distances of dealt sides that are held at a time
 
 Floats = NDArray[np.float64]
 
@@ -70,28 +75,39 @@ class Owned:
     Attributes:
         distilled: what it sent or what was distilled for it; soft labels count for their largest entry.
         members: what it trained on.
-        held_out: images of the same kind that had no part in the run: its own test images where it has some.
+        held_out: images of the same kind that had no part in the run, and with which no other client is compared.
+        shares: name of held-out images with which others are compared, too; None: there are none.
     """
 
     distilled: Shard
     members: Shard
     held_out: Shard
+    shares: str | None = None
+
+
+class _Side(NamedTuple):
+    """Images of one kind: what they are in the space, and their classes."""
+
+    features: Floats
+    labels: NDArray[np.int64]
+
+    def of(self, number: int) -> NDArray[np.int64]:
+        """Rows of a class."""
+        return np.flatnonzero(self.labels == number)
 
 
 class _Cell(NamedTuple):
-    """One client's images of one class: distances of its distilled images, and how gaps come out by chance."""
+    """One client's images of one class: distances of its distilled images, and how these come out by chance."""
 
     client: str
     number: int
     rows: NDArray[np.int64]
     """Of the distilled images in the client's set."""
     members: NDArray[np.int64]
+    size: int
     distances: Floats
-    """[distilled, members + held-out]"""
-    near: Floats
-    far: Floats
-    dealt: Floats
-    """[deals], mean gaps."""
+    """[distilled, members]"""
+    dealt: Dealt
 
 
 def neighbours(
@@ -99,6 +115,7 @@ def neighbours(
     spaces: Sequence[Space],
     *,
     desk: Desk,
+    shared: Mapping[str, Shard] = MappingProxyType({}),
     deals: int = DEALS,
     worst: int = WORST,
 ) -> dict[str, Any]:
@@ -108,6 +125,7 @@ def neighbours(
         clients: by name.
         spaces: in which distances are taken.
         desk: its seed decides how images are dealt.
+        shared: held-out images of several clients, by the name that is their ``shares``.
         deals: how often.
         worst: pairs that are named.
 
@@ -116,17 +134,19 @@ def neighbours(
         mean d_H), ``interval``, ``chance``, ``p``; ``closer``, the share of images with d_M < d_H (half by chance); ``cells``,
         the same by ``client`` and ``class``, with ``size`` (n) and the mean ``distance`` (d_M) and ``held_out`` (d_H);
         ``worst``, pairs by rising ``ratio`` of the distance to the nearest of all members and d_H: ``client``, ``class``, rows
-        ``distilled`` and ``member``. ``left_out`` counts distilled images of classes with fewer than :data:`FEWEST` images on
-        a side.
+        ``distilled`` and ``member``; ``nearest``, the least ``ratio`` with its ``chance``. ``left_out`` counts
+        distilled images of classes with fewer than :data:`FEWEST` images on a side.
 
     Raises:
         InputError: nothing at all can be compared.
     """
     found: dict[str, Any] = {}
     for done, space in enumerate(spaces):
-        cells, left_out = [], 0
-        for client, owned in clients.items():
-            mine, missed = _cells(client, owned, space, desk=desk.at(space.name, client), deals=deals)
+        cells: list[_Cell] = []
+        left_out = 0
+        for name, together in _tables(clients):
+            common = None if together[0][1].shares is None else shared[together[0][1].shares]
+            mine, missed = _cells(together, common, space, desk=desk.at(space.name, *name), deals=deals)
             cells += mine
             left_out += missed
         if not cells:
@@ -134,6 +154,8 @@ def neighbours(
                 f"neighbours: no class of any client has a distilled image, {FEWEST} images to train on and {FEWEST} that were "
                 "held out, so nothing can be compared"
             )
+        order = {client: place for place, client in enumerate(clients)}
+        cells.sort(key=lambda cell: (order[cell.client], cell.number))
         found[space.name] = _summary(cells, desk=desk.at(space.name), worst=worst) | {"left_out": left_out}
         desk.progress("neighbours", done + 1, len(spaces))
     return found
@@ -160,94 +182,100 @@ def pair_images(clients: Mapping[str, Owned], worst: Sequence[Mapping[str, Any]]
     return torch.stack(pairs)
 
 
-def _cells(client: str, owned: Owned, space: Space, *, desk: Desk, deals: int) -> tuple[list[_Cell], int]:
-    """Those that can be compared, and how many distilled images belong to none."""
-    from scipy.spatial.distance import cdist
+def _tables(clients: Mapping[str, Owned]) -> Iterator[tuple[tuple[str, str], list[tuple[str, Owned]]]]:
+    """Clients that are dealt together, and a name of theirs: those that share held-out images, and every other by itself."""
+    tables: dict[tuple[str, str], list[tuple[str, Owned]]] = {}
+    for client, owned in clients.items():
+        if len(owned.distilled):
+            name = ("client", client) if owned.shares is None else ("shared", owned.shares)
+            tables.setdefault(name, []).append((client, owned))
+    yield from tables.items()
 
-    if not len(owned.distilled) or not len(owned.members) or not len(owned.held_out):
-        return [], len(owned.distilled)
-    sides = (owned.distilled, owned.members, owned.held_out)
-    labels = [hard_labels(side.labels).cpu().numpy() for side in sides]
-    features = [space.features(side).astype(np.float64) for side in sides]
+
+def _cells(
+    together: Sequence[tuple[str, Owned]], common: Shard | None, space: Space, *, desk: Desk, deals: int
+) -> tuple[list[_Cell], int]:
+    """Those that can be compared, and how many distilled images belong to none."""
+    sides = {
+        client: [_side(each, space) for each in (owned.distilled, owned.members, owned.held_out)]
+        for client, owned in together
+    }
+    of_all = None if common is None else _side(common, space)
     cells, left_out = [], 0
-    for number in range(len(owned.distilled.classes)):
-        rows, members, held = (np.flatnonzero(each == number) for each in labels)
-        if not len(rows):
-            continue
-        if min(len(members), len(held)) < FEWEST:
-            left_out += len(rows)
-            continue
-        others = np.concatenate([features[1][members], features[2][held]])
-        distances = cdist(features[0][rows], others)
-        near, far, dealt = _dealt(distances, len(members), deals, desk.seed.at(number).numpy())
-        cells.append(_Cell(client, number, rows, members, distances, near, far, dealt))
+    for number in range(len(together[0][1].distilled.classes)):
+        table = [] if of_all is None else [of_all.features[of_all.of(number)]]
+        shared = np.arange(sum(map(len, table)))
+        width, seated = len(shared), []
+        for client, (distilled, members, held) in sides.items():
+            rows, mine, own = distilled.of(number), members.of(number), held.of(number)
+            if not len(rows):
+                continue
+            if min(len(mine), len(own) + len(shared)) < FEWEST:
+                left_out += len(rows)
+                continue
+            columns = width + np.arange(len(mine) + len(own))
+            width += len(columns)
+            table += [members.features[mine], held.features[own]]
+            others = np.concatenate([shared, columns[len(mine) :]])
+            seated.append((client, rows, mine, columns[: len(mine)], others))
+        if seated:
+            cells += _dealt(sides, np.concatenate([each for each in table if len(each)]), number, seated, deals, desk)
     return cells, left_out
 
 
-def _dealt(distances: Floats, members: int, deals: int, draw: np.random.Generator) -> tuple[Floats, Floats, Floats]:
-    """d_M and d_H of each distilled image, and the mean gap of each random deal of the columns into two sides.
+def _dealt(
+    sides: Mapping[str, Sequence[_Side]],
+    table: Floats,
+    number: int,
+    seated: Sequence[tuple[str, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]],
+    deals: int,
+    desk: Desk,
+) -> list[_Cell]:
+    """``seated``: client, its distilled rows and member rows of the class, and columns of its members and of the others."""
+    from scipy.spatial.distance import cdist
 
-    ``distances``: [distilled, members first, then held-out].
-    """
-    total = distances.shape[1]
-    size = min(members, total - members)
-    order = distances.argsort(1)
-    rising = np.take_along_axis(distances, order, 1)
-    weights = _weights(members, size), _weights(total - members, size)
-
-    def expected(sides: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-        """Of deals [k, total] (true: a member), d_M and d_H [k, distilled]."""
-        sorted_sides = sides[:, order]
-        pair = []
-        for mine, weight in ((sorted_sides, weights[0]), (~sorted_sides, weights[1])):
-            rank = mine.cumsum(2) - 1
-            pair.append(np.einsum("knt,nt->kn", np.where(mine, weight[np.maximum(rank, 0)], 0.0), rising))
-        return pair[0], pair[1]
-
-    truth = np.arange(total) < members
-    near, far = (each[0] for each in expected(truth[None]))
-    at_once = max(1, _DEALT // distances.size)
-    gaps = []
-    for start in range(0, deals, at_once):
-        sides = draw.permuted(np.tile(truth, (min(at_once, deals - start), 1)), axis=1)
-        mine, others = expected(sides)
-        gaps.append((others - mine).mean(1))
-    return near, far, np.concatenate(gaps) if gaps else np.empty(0)
+    seats = [
+        Seat(cdist(sides[client][0].features[rows], table), members, others)
+        for client, rows, _, members, others in seated
+    ]
+    found = dealt(seats, deals, desk.seed.at(number).numpy())
+    return [
+        _Cell(client, number, rows, mine, min(len(members), len(others)), seat.distances[:, members], each)
+        for (client, rows, mine, members, others), seat, each in zip(seated, seats, found, strict=True)
+    ]
 
 
-def _weights(count: int, size: int) -> Floats:
-    """[count]: the probability that the i-th least of ``count`` is the least of ``size`` drawn without replacement."""
-    i = np.arange(1, count + 1)
-    with np.errstate(divide="ignore"):
-        ways = _log_binomial(count - i, size - 1) - _log_binomial(np.array([count]), size)
-    return np.exp(ways)
-
-
-def _log_binomial(n: NDArray[np.int64], k: int) -> Floats:
-    possible = n >= k
-    safe = np.where(possible, n, k)
-    value: Floats = np.where(possible, gammaln(safe + 1) - gammaln(k + 1) - gammaln(safe - k + 1), -np.inf)
-    return value
+def _side(shard: Shard, space: Space) -> _Side:
+    labels = hard_labels(shard.labels).cpu().numpy()
+    if not len(shard):
+        return _Side(np.empty((0, 0)), labels)
+    return _Side(space.features(shard).astype(np.float64), labels)
 
 
 def _summary(cells: Sequence[_Cell], *, desk: Desk, worst: int) -> dict[str, Any]:
     counts = np.array([len(cell.rows) for cell in cells], np.float64)
-    # cells are dealt independently of each other, so a deal of all is one of each
-    dealt = np.stack([cell.dealt for cell in cells], 1) @ counts / counts.sum()
-    near, far = (np.concatenate([getattr(cell, side) for cell in cells]) for side in ("near", "far"))
-    return _figures(near, far, dealt, desk) | {
+    # what is dealt together has one deal in the same place; what is not is dealt independently, so any place will do
+    gaps = np.stack([cell.dealt.gaps for cell in cells], 1) @ counts / counts.sum()
+    ratios = np.stack([cell.dealt.ratios for cell in cells], 1).min(1)
+    near, far = (np.concatenate([getattr(cell.dealt, side) for cell in cells]) for side in ("near", "far"))
+    pairs = _pairs(cells)
+    return _figures(near, far, gaps, desk) | {
         "cells": [
             {
                 "client": cell.client,
                 "class": cell.number,
-                "size": min(len(cell.members), cell.distances.shape[1] - len(cell.members)),
-                "distance": float(cell.near.mean()),
-                "held_out": float(cell.far.mean()),
+                "size": cell.size,
+                "distance": float(cell.dealt.near.mean()),
+                "held_out": float(cell.dealt.far.mean()),
             }
-            | _figures(cell.near, cell.far, cell.dealt, desk.at(cell.client, cell.number))
+            | _figures(cell.dealt.near, cell.dealt.far, cell.dealt.gaps, desk.at(cell.client, cell.number))
             for cell in cells
         ],
-        "worst": _worst(cells, worst),
+        "worst": pairs[:worst],
+        "nearest": {
+            "ratio": pairs[0]["ratio"],
+            "chance": middle(ratios) if len(ratios) else None,
+        },
     }
 
 
@@ -266,21 +294,22 @@ def _figures(near: Floats, far: Floats, dealt: Floats, desk: Desk) -> dict[str, 
     }
 
 
-def _worst(cells: Sequence[_Cell], count: int) -> list[dict[str, Any]]:
+def _pairs(cells: Sequence[_Cell]) -> list[dict[str, Any]]:
+    """Every distilled image with the nearest member, by rising ratio."""
     pairs: list[dict[str, Any]] = []
     for cell in cells:
-        mine = cell.distances[:, : len(cell.members)]
-        nearest = mine.argmin(1)
-        for row, column, far in zip(range(len(mine)), nearest, cell.far, strict=True):
-            distance = float(mine[row, column])
-            pairs.append(
-                {
-                    "client": cell.client,
-                    "class": cell.number,
-                    "distilled": int(cell.rows[row]),
-                    "member": int(cell.members[column]),
-                    "distance": distance,
-                    "ratio": distance / float(far) if far > 0 else 1.0,
-                }
-            )
-    return sorted(pairs, key=lambda pair: pair["ratio"])[:count]
+        nearest = cell.distances.argmin(1)
+        distances = cell.distances.min(1)
+        ratios = ratio(distances, cell.dealt.far)
+        pairs += [
+            {
+                "client": cell.client,
+                "class": cell.number,
+                "distilled": int(row),
+                "member": int(cell.members[column]),
+                "distance": float(distance),
+                "ratio": float(each),
+            }
+            for row, column, distance, each in zip(cell.rows, nearest, distances, ratios, strict=True)
+        ]
+    return sorted(pairs, key=lambda pair: pair["ratio"])

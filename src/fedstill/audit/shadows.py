@@ -1,4 +1,5 @@
-"""Shadow federations: the same method, network, client sizes and classes, on other images, from other random numbers.
+"""Shadow federations: the same method, network, client sizes and classes, on other images, from other random numbers. In
+each round they ask the clients that the target asked, so that a client's message of a round has as many before it.
 
 What an attacker sees of each is scored on every image of the pool, and the scores are kept in a file as soon as they are there:
 an audit that was killed goes on after the last whole one, and one with more shadows takes those that there are.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class Plan:
         federation: what is run.
         pool: what they draw from.
         sites: the clients' validation and test images; what they train on comes of the pool.
-        wanted: what is attacked of each.
+        wanted: what is attacked of each; of messages those of just that round.
         folder: of the scores.
         identity: all that decides them, in words or as a hash.
         device: where to compute.
@@ -136,7 +137,9 @@ def _shadow(plan: Plan, job: Job) -> Shadow:
             listened=() if plan.wanted.client is None else (plan.wanted.client,),
             until=plan.wanted.round,
         )
-        found, _ = views(watched, plan.federation, plan.wanted, desk)
+        # a message of another round, where the client's own failed here, is not compared with the target's
+        heard = {client: each for client, each in watched.exchanges.items() if each.number == plan.wanted.round}
+        found, _ = views(replace(watched, exchanges=heard), plan.federation, plan.wanted, desk)
     except RunError as error:
         raise RunError(f"shadow federation {job.number}: {error}") from error
     shadow = Shadow(job.number, inside, confidences(found, plan.pool, plan.device, plan.queries))

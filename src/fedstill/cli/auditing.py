@@ -59,6 +59,9 @@ def audit(
     images: Annotated[int, typer.Option(min=1, help="Of --inversion: sought at a time, beside one alone.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Of --inversion: of each search; the paper has 4800.")] = 2400,
     restarts: Annotated[int, typer.Option(min=1, help="Of --inversion: searches, of which the best is taken.")] = 1,
+    again: Annotated[
+        bool, typer.Option("--again", help="Make attacks anew that were made before; shadow federations are kept.")
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that work. Default: the run's own.", show_default=False)
     ] = None,
@@ -98,7 +101,7 @@ def audit(
 
     try:
         with hearing(quiet=quiet, silent=as_json, say=partial(say_attack, run)) as hears:
-            found = audit_run(run, asked, workers=workers, device=device, hears=hears)
+            found = audit_run(run, asked, workers=workers, device=device, again=again, hears=hears)
     except KeyboardInterrupt:
         typer.echo(
             f"fedstill: interrupted; what is done is kept in {run / AUDITED}: give the same command again", err=True

@@ -104,9 +104,12 @@ def _say_neighbours(found: Mapping[str, Any]) -> None:
         f"{TITLES['neighbours']}: {found['method']} after round {found['round']}, distilled images of {found['clients']} "
         f"{'client' if found['clients'] == 1 else 'clients'}, {whose}"
     )
-    lines = []
+    lines: list[list[str]] = []
+    usual: list[str] = []
     for name, of in found["spaces"].items():
-        chance = of["chance"]
+        chance, nearest = of["chance"], of["nearest"]
+        if nearest["chance"] is not None:
+            usual.append("{:.2f} to {:.2f} in {}".format(*nearest["chance"], name.partition(",")[0]))
         lines.append(
             [
                 name.partition(",")[0],
@@ -115,10 +118,12 @@ def _say_neighbours(found: Mapping[str, Any]) -> None:
                 "–" if chance is None else f"{chance[0]:.3f} to {chance[1]:.3f}",
                 "–" if of["p"] is None else f"{of['p']:.3f}",
                 percent(of["closer"]),
-                f"{of['worst'][0]['ratio']:.2f}",
+                f"{nearest['ratio']:.2f}",
             ]
         )
     say_table("", ["distance in", "images", "gap", "by chance", "p", "nearer", "nearest"], lines)
+    if usual:
+        typer.echo(f"nearest: a copy has 0; by chance it is {', '.join(usual)}")
     if left := max(of["left_out"] for of in found["spaces"].values()):
         typer.echo(f"{left} distilled images of classes with too few images to compare with are left out")
 
@@ -158,6 +163,11 @@ def _say_membership(found: Mapping[str, Any]) -> None:
     typer.echo("")
     for why in found["missing"].values():
         typer.echo(f"not attacked: {why}")
+    for view in found["views"]:
+        if view["shadows"] < found["shadows"]:
+            typer.echo(
+                f"{view['view']}: by {view['shadows']} of the shadow federations; in the others there is none of that round"
+            )
     if (heard := found["surrogate"]) is not None:
         typer.echo(
             f"surrogate: what {heard['client']} sent in round {heard['round']}, {heard['source']}"

@@ -212,6 +212,7 @@ def _neighbours(table: Table) -> Near | None:
             p=as_share(of.get("p")),
             closer=as_share(of.get("closer")),
             nearest=next((as_figure(as_table(pair).get("ratio")) for pair in as_list(of.get("worst"))), None),
+            usual=_pair(as_table(of.get("nearest")).get("chance")),
         )
         for name, of in _tables(table.get("spaces"))
         if (gap := as_figure(of.get("gap"))) is not None

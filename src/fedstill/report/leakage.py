@@ -140,7 +140,7 @@ class Inverted:
 
 @dataclass(frozen=True)
 class Space:
-    """Nearest neighbours by one distance; ``nearest`` is the least ratio."""
+    """Nearest neighbours by one distance; ``nearest`` is the least ratio, which by chance lies in ``usual``."""
 
     name: str
     images: int | None
@@ -149,6 +149,7 @@ class Space:
     p: float | None
     closer: float | None
     nearest: float | None
+    usual: tuple[float, float] | None
 
 
 @dataclass(frozen=True)

@@ -304,17 +304,19 @@ def _neighbours(key: str, found: Near, label: str) -> Iterator[Block]:
             Cell(words.DASH if each.p is None else f"{each.p:.3f}", each.p),
             cells.percent(each.closer),
             Cell(words.DASH if each.nearest is None else f"{each.nearest:.2f}", each.nearest),
+            Cell(words.DASH if each.usual is None else f"{each.usual[0]:.2f} to {each.usual[1]:.2f}"),
         )
         for each in found.spaces
     )
     yield Grid(
         key,
         f"Nearest neighbours of {label}: are distilled images copies?",
-        ("Distance in", "Images", "Gap", "By chance", "p", "Nearer", "Nearest"),
+        ("Distance in", "Images", "Gap", "By chance", "p", "Nearer", "Nearest", "By chance"),
         rows,
         1,
         f"After round {words.count(found.round)}, distilled images of {words.count(found.clients)} clients. Gap: by how much "
-        "held-out images are farther than training images. Nearest: least ratio of the two; 0 is a copy.",
+        "held-out images are farther than training images. Nearest: least ratio of the distance to any training image and the "
+        "one to held-out images; a copy has 0, and by chance it lies in the range beside it.",
     )
     yield _who(key, found.about)
 
