@@ -178,6 +178,7 @@ def test_a_delta_that_shows_an_image_is_the_clients_failure():
 @pytest.mark.parametrize(
     ("name", "why"),
     [
+        ("fednova", "update.epsilon makes what its clients send private"),
         ("moon", "its loss compares features of images"),
         ("scaffold", "control variates"),
         ("fedproto", "class means"),
@@ -190,6 +191,15 @@ def test_methods_without_a_budget_say_why(name, why):
         InputError, match=rf"algorithm\.privacy_epsilon = 8\.0: '{name}' has no such budget, for .*{why}"
     ):
         Experiment.from_table({"algorithm": {"name": name, "privacy_epsilon": 8.0}})
+
+
+def test_one_shot_needs_no_rounds_and_says_so():
+    with pytest.raises(InputError) as caught:
+        Experiment.from_table({"algorithm": {"name": "oneshot", "privacy_epsilon": 8.0, "privacy_rounds": 2}})
+    assert str(caught.value) == (
+        "algorithm.privacy_rounds = 2: 'oneshot' has no such option, for its clients send once, so that its budget lasts for "
+        "that and needs no rounds; leave it out"
+    )
 
 
 def test_virtual_images_are_refused():

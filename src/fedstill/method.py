@@ -53,6 +53,11 @@ class Method:
             raise InputError(
                 f"algorithm.{_BUDGET} = {given[_BUDGET]}: '{name}' has no such budget, for {why}; leave it out"
             )
+        lacks = ALGORITHMS[name].lacks if name in ALGORITHMS else {}
+        for key in lacks.keys() & given.keys():
+            raise InputError(
+                f"algorithm.{key} = {given[key]}: '{name}' has no such option, for {lacks[key]}; leave it out"
+            )
         return cls(name, validated(_options_model(name), given, where="algorithm"))
 
     @staticmethod

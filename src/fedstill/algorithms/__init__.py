@@ -27,6 +27,7 @@ class Entry:
         alone: why its server needs each client's own reply, so that secure aggregation does not go with it; empty where the mean
             of models by images is all that it makes of them.
         no_budget: why it has no privacy budget; empty where it has one, or nothing more is to be said than that there is none.
+        lacks: options that other methods have and this one does not, by name, with why; where there is more to say than that.
         renamed: options by the names that files of an older version have for them.
         starter: what ``fedstill init`` writes otherwise than the defaults, by dotted key, because those alone would not do.
     """
@@ -42,6 +43,7 @@ class Entry:
     may_send: tuple[str, ...] = ()
     alone: str = ""
     no_budget: str = ""
+    lacks: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     starter: Mapping[str, Any] = field(default_factory=dict)
 
@@ -69,6 +71,7 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "FedNova",
             "fedstill.algorithms.fednova:FedNova",
             "FedAvg of mean gradients, where clients take different numbers of steps (Wang et al. 2020)",
+            no_budget="its server undoes steps of plain local training; update.epsilon makes what its clients send private",
             alone="its server weighs each client's update by its own number of steps",
         ),
         "scaffold": Entry(
@@ -148,6 +151,9 @@ ALGORITHMS: Mapping[str, Entry] = MappingProxyType(
             "OneShot",
             "fedstill.algorithms.oneshot:OneShot",
             "clients distil by trajectory matching against experts of their own and send images once (Epple)",
+            lacks=MappingProxyType(
+                {"privacy_rounds": "its clients send once, so that its budget lasts for that and needs no rounds"}
+            ),
             distils=True,
             own_images="its clients distil images of their own",
             sends=("synthetic", "statistics"),
