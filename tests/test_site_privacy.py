@@ -120,7 +120,7 @@ def test_answers_of_two_processes_are_all_counted(tmp_path: Path) -> None:
     for each in others:
         each.start()
     for each in others:
-        each.join(60)
+        each.join(180)
         assert each.exitcode == 0
     assert json.loads(path.read_text()) == {"answers": 80}
     with pytest.raises(InputError, match=r"80 noised answers have left, and privacy\.answers = 80: no other does"):
