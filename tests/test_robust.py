@@ -1,6 +1,7 @@
 """Rules that withstand hostile clients: their formulas, what they need, and the point of them."""
 
 import itertools
+import statistics
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -329,7 +330,10 @@ def accuracies(algorithm, factor, until=6, **more):
 
 @pytest.mark.parametrize("factor", [1e4, -10.0], ids=["huge", "flipped"])
 def test_a_mean_goes_astray_and_a_rule_does_not(factor):
-    assert accuracies(FedAvg(world=WORLD, **LOCAL), factor)[-1] < 0.5
+    astray = accuracies(FedAvg(world=WORLD, **LOCAL), factor)
+    # over the rounds: what such a network guesses in one of them hangs on last bits, and one class of three may be a lucky two
+    assert statistics.fmean(astray) < 0.5
+    assert max(astray) < 0.9
     for rule, hostile in RULES.items():
         algorithm = FedAvg(world=WORLD, rule=rule, hostile=hostile, **LOCAL)
         assert accuracies(algorithm, factor)[-1] > 0.9, rule
