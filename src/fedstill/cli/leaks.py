@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from fedstill.cli.console import percent, say_table
+from fedstill.report.leaks import READINGS
 
 __all__ = ["TITLES", "say_attack"]
 
@@ -41,13 +42,6 @@ _CASES = {
     "sent": "sent, {} of {}",
 }
 _MEASURES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "correlation": "correl."}
-_READINGS = {
-    "signs": "update: signs (LLG)",
-    "bias": "update: bias",
-    "hard": "distilled labels",
-    "soft": "distilled soft labels",
-    "counts": "counts told",
-}
 
 
 # --- inversion ---------------------------------------------------------------------------------------------------------
@@ -135,7 +129,7 @@ def _say_attributes(found: Mapping[str, Any]) -> None:
     typer.echo(f"{TITLES['attributes']}: {found['method']}, {found['clients']} clients, up to round {found['round']}")
     lines = [
         [
-            _READINGS[name],
+            READINGS[name],
             str(len(of["clients"])),
             f"{of['distance']:.3f}",
             f"{of['guess']:.3f}",

@@ -27,7 +27,7 @@ from fedstill.report.parts import (
 from fedstill.report.pictures import framed
 from fedstill.report.runs import Run
 
-__all__ = ["leaks"]
+__all__ = ["READINGS", "leaks"]
 
 _TITLES = {
     "membership": "Membership inference",
@@ -42,13 +42,14 @@ _CASES = {
     "sent": "as sent",
 }
 _MEASURES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS, a distance", "correlation": "correlation"}
-_READINGS = {
+READINGS = {
     "signs": "update: signs (LLG)",
     "bias": "update: bias",
     "hard": "distilled labels",
     "soft": "distilled soft labels",
     "counts": "counts told",
 }
+"""What a class histogram was read off."""
 _RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 _SAY = (
     "Attacks that are known, made by fedstill audit with what it could afford: what they find is there, and what they do not "
@@ -324,7 +325,7 @@ def _neighbours(key: str, found: Near, label: str) -> Iterator[Block]:
 def _attributes(key: str, found: Readings, label: str) -> Iterator[Block]:
     rows = tuple(
         (
-            cells.word(_READINGS.get(each.name, each.name)),
+            cells.word(READINGS.get(each.name, each.name)),
             cells.count(each.clients),
             Cell(f"{each.distance:.3f}", each.distance),
             Cell(words.DASH if each.guess is None else f"{each.guess:.3f}", each.guess),
@@ -349,7 +350,7 @@ def _attributes(key: str, found: Readings, label: str) -> Iterator[Block]:
     )
     yield _who(
         key,
-        tuple(About(_READINGS.get(each.title, each.title), each.citation, each.assumptions) for each in found.about),
+        tuple(About(READINGS.get(each.title, each.title), each.citation, each.assumptions) for each in found.about),
     )
 
 
