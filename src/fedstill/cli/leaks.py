@@ -9,7 +9,6 @@ from typing import Any
 import typer
 
 from fedstill.cli.console import percent, say_table
-from fedstill.report.leaks import READINGS
 
 __all__ = ["TITLES", "say_attack"]
 
@@ -126,6 +125,8 @@ def _say_neighbours(found: Mapping[str, Any]) -> None:
 
 
 def _say_attributes(found: Mapping[str, Any]) -> None:
+    from fedstill.report.leaks import READINGS
+
     typer.echo(f"{TITLES['attributes']}: {found['method']}, {found['clients']} clients, up to round {found['round']}")
     lines = [
         [
