@@ -294,7 +294,9 @@ class Experiment:
                 return f"algorithm.{key}"
         if self.virtual is not None and self.virtual.privacy_epsilon is not None:
             return "virtual.privacy_epsilon"
-        return "update" if self.update is not None and self.update.private else None
+        if self.update is None or not self.update.private:
+            return None
+        return "update.epsilon" if self.update.noise is None else "update.noise"
 
     def _check_private(self) -> None:
         """Refuse what would be taken from real images beside the noise."""

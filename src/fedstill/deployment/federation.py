@@ -70,18 +70,10 @@ class Federation:
             raise InputError(
                 "data.classes is missing: sites find their classes by name, so a federation's experiment lists all of them"
             )
-        budgets = [(f"algorithm.{key}", method.options, key) for key in ("privacy_epsilon", "privacy_noise")]
-        for place, table, key in (*budgets, ("virtual.privacy_epsilon", experiment.virtual, "privacy_epsilon")):
-            if getattr(table, key, None):
-                raise InputError(
-                    f"{place}: its noise comes from the run's seed, which a federation's server knows and could take it "
-                    "off with; leave it out, and let sites set [privacy]"
-                )
-        if experiment.update is not None and experiment.update.private:
-            key = "noise" if experiment.update.noise is not None else "epsilon"
+        if experiment.private is not None:
             raise InputError(
-                f"update.{key}: its noise comes from the run's seed, which a federation's server knows and could take it off "
-                "with; leave it out, and let sites set [privacy]"
+                f"{experiment.private}: its noise comes from the run's seed, which a federation's server knows and could take it "
+                "off with; leave it out, and let sites set [privacy]"
             )
         if experiment.poison is not None:
             raise InputError(
